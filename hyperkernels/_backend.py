@@ -1,0 +1,137 @@
+"""Which backend runs an op: the device's own by default, another when the user forces it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+BACKENDS = ("reference", "cpp", "triton", "cuda")
+ENV_VARIABLE = "HYPERKERNELS_BACKEND"
+BUILD_COMMAND = "pip install --no-build-isolation -e ."
+
+# What each family has hand-written kernels for. `python -m hyperkernels` and `select` both read it.
+KERNELS = {
+    "unit_norm": ("cpp", "triton", "cuda"),
+    "margin_softmax": ("cpp",),
+}
+
+_forced: str | None = None
+
+
+class Choice(NamedTuple):
+    backend: str
+    reason: str
+
+
+def _check_name(name: str, argument: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{argument} must be one of {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force one backend inside a ``with`` block.
+
+    Args:
+        name: ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+
+    Raises:
+        ValueError: ``name`` is none of these.
+
+    An op that has no kernel of that backend for its device raises ``RuntimeError`` when it is called. The setting belongs to
+    the process, so that autograd's own threads see it; it wins over the environment variable ``HYPERKERNELS_BACKEND``.
+    """
+    global _forced
+    previous, _forced = _forced, _check_name(name, "backend name")
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+@cache
+def extension() -> ModuleType | None:
+    """The compiled module ``hyperkernels._C``, or None when this install has none."""
+    if importlib.util.find_spec("hyperkernels._C") is None:
+        return None
+    from . import _C
+
+    return _C
+
+
+@cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def has_cuda_kernels() -> bool:
+    compiled = extension()
+    return compiled is not None and bool(compiled.build_info()["cuda_architectures"])
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _unavailable(family: str, name: str, device_type: str) -> str | None:
+    """Why backend `name` cannot run `family` on that device; None when it can."""
+    if name == "reference":
+        return None
+    if name not in KERNELS[family]:
+        return f"{family} has no {name} kernels"
+    if name == "cpp":
+        if extension() is None:
+            return f"the extension is not built ({BUILD_COMMAND})"
+        return None if device_type == "cpu" else f"cpp kernels run on cpu, not on {device_type}"
+    if name == "cuda":
+        if not has_cuda_kernels():
+            return "the extension was built without CUDA sources"
+        return None if device_type == "cuda" else f"cuda kernels run on cuda, not on {device_type}"
+    if not has_triton():
+        return "Triton is not installed"
+    if device_type == "cpu" and not _interpreting():
+        return "Triton runs on the cpu only in its interpreter (TRITON_INTERPRET=1)"
+    return None if device_type in ("cpu", "cuda") else f"triton kernels run on cuda, not on {device_type}"
+
+
+def choose(family: str, device_type: str) -> Choice:
+    """The backend that would run `family` on tensors of that device, and why. Warns of nothing, raises for a forced misfit."""
+    forced, source = _forced, "hyperkernels.backend()"
+    if forced is None and os.environ.get(ENV_VARIABLE):
+        forced, source = _check_name(os.environ[ENV_VARIABLE], ENV_VARIABLE), ENV_VARIABLE
+    if forced is not None:
+        obstacle = _unavailable(family, forced, device_type)
+        if obstacle is not None:
+            raise RuntimeError(f"{source} forces the backend {forced!r} for {family} on {device_type}, but {obstacle}")
+        return Choice(forced, f"forced by {source}")
+    obstacles = []
+    for name in {"cpu": ("cpp",), "cuda": ("cuda", "triton")}.get(device_type, ()):
+        obstacle = _unavailable(family, name, device_type)
+        if obstacle is None:
+            return Choice(name, "; ".join([*obstacles, f"{name} kernels serve {device_type}"]))
+        obstacles.append(obstacle)
+    return Choice("reference", "; ".join(obstacles) or f"no kernels for {device_type}")
+
+
+@cache
+def _warn_once(family: str, device_type: str, reason: str) -> None:
+    warnings.warn(f"hyperkernels runs {family} on {device_type} in plain PyTorch: {reason}", RuntimeWarning, stacklevel=5)
+
+
+def select(family: str, device: torch.device) -> str:
+    """`choose`, with one warning per process where an op falls back to the reference unasked."""
+    choice = choose(family, device.type)
+    if choice.backend == "reference" and not choice.reason.startswith("forced"):
+        if device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
+            _warn_once(family, device.type, choice.reason)
+    return choice.backend

@@ -1,0 +1,1 @@
+"""Normalised cosine-margin softmax over classes, without the N x C logit matrix."""

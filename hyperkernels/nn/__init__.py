@@ -1,0 +1,5 @@
+"""Modules that own the class centres."""
+
+from .margin_softmax import MarginSoftmax
+
+__all__ = ["MarginSoftmax"]

@@ -1,0 +1,1 @@
+"""Projection of vectors onto the unit sphere."""
