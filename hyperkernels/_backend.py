@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import warnings
@@ -58,14 +59,17 @@ def backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
-@cache
-def extension() -> ModuleType | None:
-    """The compiled module ``hyperkernels._C``, or None when this install has none."""
+def _load_extension() -> tuple[ModuleType | None, str | None]:
+    """The compiled module ``hyperkernels._C``, or None and why there is none. Loading it registers its ops with torch."""
     if importlib.util.find_spec("hyperkernels._C") is None:
-        return None
-    from . import _C
+        return None, f"the extension is not built ({BUILD_COMMAND})"
+    try:
+        return importlib.import_module("hyperkernels._C"), None
+    except ImportError as error:
+        return None, f"the extension does not load, rebuild it beside this torch with {BUILD_COMMAND!r} ({error})"
 
-    return _C
+
+EXTENSION, EXTENSION_OBSTACLE = _load_extension()
 
 
 @cache
@@ -75,8 +79,7 @@ def has_triton() -> bool:
 
 @cache
 def has_cuda_kernels() -> bool:
-    compiled = extension()
-    return compiled is not None and bool(compiled.build_info()["cuda_architectures"])
+    return EXTENSION is not None and bool(EXTENSION.build_info()["cuda_architectures"])
 
 
 def _interpreting() -> bool:
@@ -90,10 +93,12 @@ def _unavailable(family: str, name: str, device_type: str) -> str | None:
     if name not in KERNELS[family]:
         return f"{family} has no {name} kernels"
     if name == "cpp":
-        if extension() is None:
-            return f"the extension is not built ({BUILD_COMMAND})"
+        if EXTENSION is None:
+            return EXTENSION_OBSTACLE
         return None if device_type == "cpu" else f"cpp kernels run on cpu, not on {device_type}"
     if name == "cuda":
+        if EXTENSION is None:
+            return EXTENSION_OBSTACLE
         if not has_cuda_kernels():
             return "the extension was built without CUDA sources"
         return None if device_type == "cuda" else f"cuda kernels run on cuda, not on {device_type}"

@@ -1,0 +1,179 @@
+// One source, several instruction sets: loops are written plainly, compiled once per set, and the widest one that the processor has
+// is picked at run time.
+//
+// A kernel is a struct with a static always-inline template `run`. `simd::run<Kernel>(args...)` calls its best version.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#define HK_INLINE inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#define HK_X86 1
+#define HK_AVX2 __attribute__((target("avx2,fma,bmi2")))
+#define HK_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")))
+#endif
+
+namespace hyperkernels::simd {
+
+enum class Capability { kBaseline, kAvx2, kAvx512 };
+
+// The widest set that processor and system support; HYPERKERNELS_CPU_CAPABILITY=baseline|avx2|avx512 lowers it.
+Capability capability();
+const char* capability_name();
+// What this build holds, e.g. "baseline, avx2, avx512".
+const char* compiled_capabilities();
+
+template <class Kernel, class... Args>
+void run_baseline(Args... args) {
+  Kernel::run(args...);
+}
+
+#ifdef HK_X86
+template <class Kernel, class... Args>
+HK_AVX2 void run_avx2(Args... args) {
+  Kernel::run(args...);
+}
+
+template <class Kernel, class... Args>
+HK_AVX512 void run_avx512(Args... args) {
+  Kernel::run(args...);
+}
+#endif
+
+template <class Kernel, class... Args>
+void run(Args... args) {
+#ifdef HK_X86
+  if (capability() == Capability::kAvx512) return run_avx512<Kernel>(args...);
+  if (capability() == Capability::kAvx2) return run_avx2<Kernel>(args...);
+#endif
+  run_baseline<Kernel>(args...);
+}
+
+template <class To, class From>
+HK_INLINE To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// 16-bit floats as storage; arithmetic happens in float.
+struct Bfloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <class T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+
+HK_INLINE double load(const double* p) { return *p; }
+HK_INLINE float load(const float* p) { return *p; }
+HK_INLINE float load(const Bfloat16* p) { return bits<float>(uint32_t(p->bits) << 16); }
+HK_INLINE float load(const Half* p) {
+  const uint32_t magnitude = (p->bits & 0x7fffu) << 13;
+  // The exponent is rebased by a multiplication, which makes half's subnormals right as well.
+  uint32_t value = bits<uint32_t>(bits<float>(magnitude) * 0x1p112f);
+  value |= magnitude >= (0x7c00u << 13) ? 0x7f800000u : 0u;
+  return bits<float>(value | (uint32_t(p->bits & 0x8000u) << 16));
+}
+
+HK_INLINE void store(double* p, double v) { *p = v; }
+HK_INLINE void store(float* p, double v) { *p = float(v); }
+HK_INLINE void store(float* p, float v) { *p = v; }
+HK_INLINE void store(Bfloat16* p, float v) {
+  const uint32_t value = bits<uint32_t>(v);
+  const uint32_t rounded = value + 0x7fffu + ((value >> 16) & 1u);
+  p->bits = uint16_t(v != v ? 0x7fc0u : rounded >> 16);
+}
+HK_INLINE void store(Half* p, float v) {
+  const uint32_t value = bits<uint32_t>(v);
+  const uint32_t sign = (value >> 16) & 0x8000u;
+  const uint32_t magnitude = value & 0x7fffffffu;
+  const uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Adding one half aligns a subnormal's bits and rounds it to nearest even.
+  const uint32_t subnormal = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
+  result = magnitude >= 0x477ff000u ? 0x7c00u : result;
+  result = magnitude > 0x7f800000u ? 0x7e00u : result;
+  p->bits = uint16_t(result | sign);
+}
+
+// e^x, within about one unit in the last place; 0 below the smallest normal number, x at most a few.
+HK_INLINE float exp(float x) {
+  const float clamped = x < -87.33654f ? -87.33654f : x;
+  const float shifted = clamped * 1.44269504088896341f + 12582912.f;
+  const float n = shifted - 12582912.f;
+  const float r = (clamped - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
+  float p = 1.f / 5040;
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  const float power = bits<float>((bits<uint32_t>(shifted) << 23) + 0x3f800000u);
+  return x < -87.33654f ? 0.f : p * power;
+}
+
+HK_INLINE double exp(double x) {
+  const double clamped = x < -708.39 ? -708.39 : x;
+  const double shifted = clamped * 1.44269504088896340736 + 6755399441055744.0;
+  const double n = shifted - 6755399441055744.0;
+  const double r = (clamped - n * 6.93147180369123816490e-1) - n * 1.90821492927058770002e-10;
+  double p = 1.0 / 6227020800.0;
+  p = p * r + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
+  const double power = bits<double>((bits<uint64_t>(shifted) << 52) + 0x3ff0000000000000ull);
+  return x < -708.39 ? 0.0 : p * power;
+}
+
+// Sum of a[i] * b[i] in type A. Partial sums of at most kChunk terms are added in double, so that the error of a long float row
+// does not grow with its length.
+template <class A, class S, class U>
+HK_INLINE double dot(const S* a, const U* b, int64_t n) {
+  constexpr int64_t kChunk = 1024;
+  double total = 0;
+  for (int64_t i0 = 0; i0 < n; i0 += kChunk) {
+    const int64_t i1 = i0 + kChunk < n ? i0 + kChunk : n;
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = i0; i < i1; ++i) sum += A(load(a + i)) * A(load(b + i));
+    total += double(sum);
+  }
+  return total;
+}
+
+// |v|^2 as if the sum could not overflow: float where that is safe, double where not.
+template <class S>
+HK_INLINE double sum_squares(const S* v, int64_t n) {
+  using A = typename Accumulate<S>::type;
+  const double sum = dot<A>(v, v, n);
+  if (sizeof(A) == 4 && !(sum > 1e-24 && sum < 1e37)) return dot<double>(v, v, n);
+  return sum;
+}
+
+}  // namespace hyperkernels::simd

@@ -1,0 +1,1 @@
+"""The parts of ``examples/train_recognizer.py``: data, embedder, training loop, evaluation and report, a file each."""

@@ -1,0 +1,150 @@
+"""Han characters as identities: a class each, rendered from two fonts that come as PyPI wheels.
+
+Noto Sans CJK draws every character in five regional designs and any weight; its renderings are trained on. IPAexGothic draws the
+same characters by another hand; no image of it is ever trained on. It plays the part of the other camera: a test pair compares a
+Noto image with an IPAexGothic image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .data import Dataset, Images, Index, Pairs, draw_different, split_classes
+from .distort import Distortion, distort_images
+
+# (face of the collection, weight): JP, KR, SC, TC, HK, two weights each, so that all nine hundreds occur.
+TRAIN_STYLES = ((0, 200), (0, 700), (1, 400), (1, 900), (2, 300), (2, 600), (3, 100), (3, 500), (4, 400), (4, 800))
+ENROLLED_STYLE = 2  # a regular weight, for the gallery
+CACHE_VERSION = 1
+VIEWS = 4  # test images of each kind of a held-out character
+DIFFERENT_PAIRS = 200_000
+
+Progress = Callable[[int, int], None]  # called with (characters done, characters in all)
+
+
+def font_paths() -> tuple[str, str]:
+    """(Noto Sans CJK, IPAexGothic), or an ImportError that names the wheel to install."""
+    paths = []
+    for module, wheel, parts in (
+        ("manimgx_fonts_cjk", "manimgx-fonts-cjk", ["NotoSansCJK-VF.otf.ttc"]),
+        ("matplotlib_fontja", "matplotlib-fontja", ["fonts", "ipaexg.ttf"]),
+    ):
+        try:
+            paths.append(str(files(module).joinpath(*parts)))
+        except ModuleNotFoundError as error:
+            raise ImportError(f"the glyphs need the fonts of the wheel {wheel}: pip install {wheel}") from error
+    return paths[0], paths[1]
+
+
+def shared_characters() -> list[str]:
+    """Characters of the block CJK Unified Ideographs that both fonts draw, in code order."""
+    from fontTools.ttLib import TTFont
+
+    noto, ipa = font_paths()
+    codes = set(TTFont(noto, fontNumber=0, lazy=True).getBestCmap()) & set(TTFont(ipa, lazy=True).getBestCmap())
+    return [chr(code) for code in sorted(codes) if 0x4E00 <= code <= 0x9FFF]
+
+
+def _draw(character: str, font: ImageFont.FreeTypeFont, side: int) -> Images:
+    image = Image.new("L", (side, side))
+    ImageDraw.Draw(image).text((side / 2, side / 2), character, fill=255, font=font, anchor="mm")
+    return np.asarray(image)
+
+
+def render(characters: list[str], side: int, progress: Progress) -> Images:
+    """White on black, [characters, styles + 1, side, side]: the training styles in order, IPAexGothic last."""
+    noto, ipa = font_paths()
+    em = round(side * 0.82)
+    fonts = []
+    for face, weight in TRAIN_STYLES:
+        font = ImageFont.truetype(noto, em, index=face)
+        font.set_variation_by_axes([weight])
+        fonts.append(font)
+    fonts.append(ImageFont.truetype(ipa, em))
+    images = np.empty((len(characters), len(fonts), side, side), np.uint8)
+    for i, character in enumerate(characters):
+        for j, font in enumerate(fonts):
+            images[i, j] = _draw(character, font, side)
+        progress(i + 1, len(characters))
+    return images
+
+
+def cached_render(characters: list[str], side: int, cache: Path, progress: Progress) -> Images:
+    """``render``, kept in a file of ``cache``; it gets its name when it is complete, so what is found there is whole."""
+    path = cache / f"glyphs-v{CACHE_VERSION}-{len(characters)}x{side}px.npy"
+    if path.exists():
+        images: Images = np.load(path)
+        return images
+    images = render(characters, side, progress)
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            np.save(file, images)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return images
+
+
+def choose_characters(count: int | None) -> list[str]:
+    """All shared characters, or ``count`` of them spread evenly over the block."""
+    characters = shared_characters()
+    if count is None or count >= len(characters):
+        return characters
+    return [characters[i] for i in np.linspace(0, len(characters) - 1, count).round().astype(int)]
+
+
+def _pairs(characters: int, rng: np.random.Generator) -> Pairs:
+    """Pairs of the held-out images [Noto views of all characters, IPAexGothic views of all characters]."""
+    noto = np.arange(characters * VIEWS)
+    ipa = noto + len(noto)
+    labels: Index = np.tile(np.repeat(np.arange(characters), VIEWS), 2)
+    a, b = draw_different(noto, ipa, labels, DIFFERENT_PAIRS, rng)
+    same = np.arange(len(noto) + DIFFERENT_PAIRS) < len(noto)
+    return Pairs(np.concatenate([noto, a]), np.concatenate([ipa, b]), same)
+
+
+def load(
+    *,
+    cache: Path,
+    side: int = 32,
+    characters: int | None = None,
+    holdout: float = 0.1,
+    split_seed: int = 0,
+    distortion: Distortion,
+    progress: Progress = lambda done, total: None,
+) -> Dataset:
+    """The data set of glyphs; test images are distorted here, once, training images in the training loop."""
+    names = choose_characters(characters)
+    rendered = cached_render(names, side, cache, progress)
+    trained, held = split_classes(len(names), holdout, split_seed)
+    rng = np.random.default_rng(split_seed + 1)
+    styles = len(TRAIN_STYLES)
+    # A different random choice of styles for every held-out character, its IPAexGothic image as often.
+    chosen = np.argsort(rng.random((len(held), styles)), axis=1)[:, :VIEWS]
+    noto_views = rendered[held[:, None], chosen].reshape(-1, side, side)
+    ipa_views = np.repeat(rendered[held, styles], VIEWS, axis=0)
+    return Dataset(
+        name="glyphs",
+        train=rendered[trained, :styles].reshape(-1, side, side),
+        labels=np.repeat(np.arange(len(trained)), styles),
+        num_classes=len(trained),
+        heldout=distort_images(np.concatenate([noto_views, ipa_views]), distortion, split_seed + 2),
+        heldout_classes=len(held),
+        pairs={"Noto against IPAexGothic": _pairs(len(held), rng)},
+        gallery=rendered[trained, ENROLLED_STYLE],
+        probes=distort_images(rendered[trained, styles], distortion, split_seed + 3),
+        probe_labels=np.arange(len(trained)),
+        protocol=(
+            "Verification: characters never trained on, a distorted Noto Sans CJK image against a distorted image in IPAexGothic, "
+            "a font never trained on. Rank-1: trained characters, a distorted IPAexGothic image against all classes."
+        ),
+        facts={"characters": len(names), "styles": styles},
+    )

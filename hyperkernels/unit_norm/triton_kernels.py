@@ -1,0 +1,285 @@
+"""Triton kernels of the family, for CUDA and ROCm, and their launchers.
+
+Arithmetic is float32 (float64 for float64). Every row is first brought near 1 by an exact power of two, as is its gradient: squares
+then neither overflow nor underflow, whatever the row holds, and one formula serves rows of 1e-45 and of 1e38. Float64 rows are
+not scaled. The floor `eps` reaches a kernel as mantissa * 2^exponent, so that a floor below the smallest float32 keeps its value.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _load(pointers, mask):
+    """Elements in the dtype of the arithmetic, 0 outside the mask."""
+    value = tl.load(pointers, mask=mask, other=0.0)
+    if value.dtype == tl.float64:
+        return value
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def _exponent(largest):
+    """floor(log2(largest)) held in [-126, 126], where 2^-exponent is a normal number; 126 for inf and NaN."""
+    if largest.dtype == tl.float64:
+        return (largest * 0.0 != largest * 0.0).to(tl.int32) * 0
+    else:
+        biased = largest.to(tl.int32, bitcast=True) >> 23
+        return tl.minimum(tl.maximum(biased - 127, -126), 126)
+
+
+@triton.jit
+def _power_of_two(exponent, dtype: tl.constexpr):
+    if dtype == tl.float64:
+        return exponent.to(tl.float64) * 0.0 + 1.0
+    else:
+        return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _inverse_length(sum_of_squares, exponent, FLOOR: tl.constexpr, FLOOR_EXPONENT: tl.constexpr):
+    """(norm, floor, 1 / max(norm, floor)), all in units of 2^exponent. A NaN norm stays NaN."""
+    floor = FLOOR * _power_of_two(tl.maximum(FLOOR_EXPONENT - exponent, -126), sum_of_squares.dtype)
+    if sum_of_squares.dtype == tl.float64:
+        norm = tl.sqrt(sum_of_squares)
+        inverse = 1.0 / tl.where(norm < floor, floor, norm)
+    else:
+        norm = tl.math.sqrt_rn(sum_of_squares)
+        inverse = tl.math.div_rn(1.0, tl.where(norm < floor, floor, norm))
+    return norm, floor, inverse
+
+
+@triton.jit
+def _row_exponent(largest, FLOOR_EXPONENT: tl.constexpr):
+    """The power of two that brings max(largest, eps) near 1."""
+    return tl.minimum(tl.maximum(_exponent(largest), FLOOR_EXPONENT), 126)
+
+
+@triton.jit
+def _tangent(grad, unit, radial, inverse, exponent):
+    """((grad - unit * radial) * inverse) * 2^exponent; two factors, since |exponent| reaches 252."""
+    half = exponent >> 1
+    change = (grad - unit * radial) * inverse
+    return change * _power_of_two(half, change.dtype) * _power_of_two(exponent - half, change.dtype)
+
+
+@triton.jit
+def _tile(rows, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(offset of the program's first row: int64, offsets from it: int32 [BLOCK_ROWS, BLOCK_D], mask)."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    row = tl.arange(0, BLOCK_ROWS)[:, None]
+    column = tl.arange(0, BLOCK_D)[None, :]
+    mask = row < tl.minimum(rows - first, BLOCK_ROWS).to(tl.int32)
+    if BLOCK_D != D:
+        mask = mask & (column < D)
+    return first * D, row * D + column, mask
+
+
+@triton.jit(do_not_specialize=["rows"])
+def forward_kernel(
+    x_ptr,  # [rows, D]
+    y_ptr,  # [rows, D], may be x_ptr
+    rows,
+    D: tl.constexpr,
+    FLOOR: tl.constexpr,
+    FLOOR_EXPONENT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Owns BLOCK_ROWS whole rows. Reads x once, writes y once; rows and norms stay in registers."""
+    base, offsets, mask = _tile(rows, D, BLOCK_ROWS, BLOCK_D)
+    x = _load(x_ptr + base + offsets, mask)
+    exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
+    x = x * _power_of_two(-exponent, x.dtype)[:, None]
+    _, _, inverse = _inverse_length(tl.sum(x * x, axis=1), exponent, FLOOR, FLOOR_EXPONENT)
+    tl.store(y_ptr + base + offsets, x * inverse[:, None], mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def backward_kernel(
+    grad_ptr,  # [rows, D], gradient of y
+    x_ptr,  # [rows, D]
+    dx_ptr,  # [rows, D]
+    rows,
+    D: tl.constexpr,
+    FLOOR: tl.constexpr,
+    FLOOR_EXPONENT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Owns BLOCK_ROWS whole rows. Reads grad and x once, writes dx once; y and norms are never stored."""
+    base, offsets, mask = _tile(rows, D, BLOCK_ROWS, BLOCK_D)
+    x = _load(x_ptr + base + offsets, mask)
+    grad = _load(grad_ptr + base + offsets, mask)
+    exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
+    grad_exponent = _exponent(tl.max(tl.abs(grad), axis=1))
+    x = x * _power_of_two(-exponent, x.dtype)[:, None]
+    grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
+    norm, floor, inverse = _inverse_length(tl.sum(x * x, axis=1), exponent, FLOOR, FLOOR_EXPONENT)
+    radial = tl.where((norm >= floor) & (norm > 0), tl.sum(x * grad, axis=1) * inverse * inverse, 0.0)
+    dx = _tangent(grad, x, radial[:, None], inverse[:, None], (grad_exponent - exponent)[:, None])
+    tl.store(dx_ptr + base + offsets, dx, mask=mask)
+
+
+@triton.jit
+def _grow(exponent, largest):
+    """(new running exponent, factor that moves a sum from the old unit to the new one)."""
+    grown = tl.maximum(exponent, _exponent(largest))
+    return grown, _power_of_two(tl.maximum(exponent - grown, -126), largest.dtype)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def forward_wide_kernel(
+    x_ptr,  # [rows, D]
+    y_ptr,  # [rows, D], may be x_ptr
+    rows,
+    D: tl.constexpr,
+    FLOOR: tl.constexpr,
+    FLOOR_EXPONENT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,  # 1
+    BLOCK_D: tl.constexpr,
+):
+    """Owns one row, in blocks of BLOCK_D. Reads x twice (the second time from the caches), writes y once; the sum of squares
+    moves to a larger unit whenever a block holds a larger element."""
+    base, offsets, mask = _tile(rows, D, BLOCK_ROWS, BLOCK_D)
+    x = _load(x_ptr + base + offsets, mask)
+    exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
+    x = x * _power_of_two(-exponent, x.dtype)[:, None]
+    total = tl.sum(x * x, axis=1)
+    for start in range(BLOCK_D, D, BLOCK_D):
+        x = _load(x_ptr + base + start + offsets, offsets < D - start)
+        exponent, factor = _grow(exponent, tl.max(tl.abs(x), axis=1))
+        x = x * _power_of_two(-exponent, x.dtype)[:, None]
+        total = total * factor * factor + tl.sum(x * x, axis=1)
+    _, _, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
+    scale = _power_of_two(-exponent, total.dtype)
+    for start in range(0, D, BLOCK_D):
+        mask = offsets < D - start
+        x = _load(x_ptr + base + start + offsets, mask)
+        tl.store(y_ptr + base + start + offsets, x * scale[:, None] * inverse[:, None], mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def backward_wide_kernel(
+    grad_ptr,  # [rows, D], gradient of y
+    x_ptr,  # [rows, D]
+    dx_ptr,  # [rows, D]
+    rows,
+    D: tl.constexpr,
+    FLOOR: tl.constexpr,
+    FLOOR_EXPONENT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,  # 1
+    BLOCK_D: tl.constexpr,
+):
+    """Owns one row, in blocks of BLOCK_D. Reads grad and x twice (the second time from the caches), writes dx once; y and the
+    norm are never stored."""
+    base, offsets, mask = _tile(rows, D, BLOCK_ROWS, BLOCK_D)
+    x = _load(x_ptr + base + offsets, mask)
+    grad = _load(grad_ptr + base + offsets, mask)
+    exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
+    grad_exponent = _exponent(tl.max(tl.abs(grad), axis=1))
+    x = x * _power_of_two(-exponent, x.dtype)[:, None]
+    grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
+    total = tl.sum(x * x, axis=1)
+    dot = tl.sum(x * grad, axis=1)
+    for start in range(BLOCK_D, D, BLOCK_D):
+        mask = offsets < D - start
+        x = _load(x_ptr + base + start + offsets, mask)
+        grad = _load(grad_ptr + base + start + offsets, mask)
+        exponent, factor = _grow(exponent, tl.max(tl.abs(x), axis=1))
+        grad_exponent, grad_factor = _grow(grad_exponent, tl.max(tl.abs(grad), axis=1))
+        x = x * _power_of_two(-exponent, x.dtype)[:, None]
+        grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
+        total = total * factor * factor + tl.sum(x * x, axis=1)
+        dot = dot * factor * grad_factor + tl.sum(x * grad, axis=1)
+    norm, floor, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
+    radial = tl.where((norm >= floor) & (norm > 0), dot * inverse * inverse, 0.0)
+    for start in range(0, D, BLOCK_D):
+        mask = offsets < D - start
+        x = _load(x_ptr + base + start + offsets, mask)
+        grad = _load(grad_ptr + base + start + offsets, mask)
+        x = x * _power_of_two(-exponent, x.dtype)[:, None]
+        grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
+        dx = _tangent(grad, x, radial[:, None], inverse[:, None], (grad_exponent - exponent)[:, None])
+        tl.store(dx_ptr + base + start + offsets, dx, mask=mask)
+
+
+class Configuration(NamedTuple):
+    """How rows of one width are cut into programs."""
+
+    block_rows: int
+    block_d: int
+    warps: int
+    wide: bool = False
+
+
+TILE = 1024  # elements held by one warp: 32 a lane
+WIDE_BLOCK = 4096
+
+
+def configuration(dim: int, itemsize: int) -> Configuration:
+    """One warp owns whole rows up to TILE elements, so that no reduction leaves it; longer rows take more warps, at the same number
+    of elements a lane, and rows past 16,384 (float64: 8,192) elements go through a loop."""
+    block_d = triton.next_power_of_2(dim)
+    if block_d <= TILE:
+        return Configuration(TILE // block_d, block_d, 1)
+    if block_d <= (8192 if itemsize == 8 else 16384):
+        return Configuration(1, block_d, min(16, block_d // 512))
+    return Configuration(1, WIDE_BLOCK, 8, wide=True)
+
+
+def floor_constants(eps: float, dtype: torch.dtype) -> dict[str, float | int]:
+    """eps as the kernels take it. Past 2^252 and below 2^-252 a float32 row cannot tell the difference."""
+    if dtype == torch.float64:
+        # A smaller floor would have an infinite inverse; it shows only where the squares of a row underflow.
+        return {"FLOOR": max(eps, 2.0**-1022) if eps > 0 else 0.0, "FLOOR_EXPONENT": 0}
+    mantissa, exponent = math.frexp(eps)
+    return {"FLOOR": 2 * mantissa, "FLOOR_EXPONENT": max(-252, min(252, exponent - 1)) if eps > 0 else -252}
+
+
+def _launch(narrow: triton.JITFunction, wide: triton.JITFunction, tensors: tuple[torch.Tensor, ...], eps: float) -> None:
+    x = tensors[0]
+    if x.numel() == 0:
+        return
+    dim = x.shape[-1]
+    rows = x.numel() // dim
+    config = configuration(dim, x.element_size())
+    kernel = wide if config.wide else narrow
+    with torch.cuda.device_of(x):
+        kernel[(triton.cdiv(rows, config.block_rows),)](
+            *tensors,
+            rows,
+            D=dim,
+            **floor_constants(eps, x.dtype),
+            BLOCK_ROWS=config.block_rows,
+            BLOCK_D=config.block_d,
+            num_warps=config.warps,
+        )
+
+
+def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / max(|x|, eps) over the last dimension; contiguous."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    _launch(forward_kernel, forward_wide_kernel, (x, y), eps)
+    return y
+
+
+def unit_norm_(x: torch.Tensor, eps: float) -> None:
+    """The same, written over a contiguous x."""
+    _launch(forward_kernel, forward_wide_kernel, (x, x), eps)
+
+
+def unit_norm_backward(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
+    """The gradient of `unit_norm` with respect to x; contiguous."""
+    grad, x = grad.contiguous(), x.contiguous()
+    dx = torch.empty_like(x)
+    _launch(backward_kernel, backward_wide_kernel, (grad, x, dx), eps)
+    return dx

@@ -1,0 +1,70 @@
+"""Builds `hyperkernels._C` where a C++ compiler is found, with its CUDA kernels where nvcc and a CUDA torch are.
+
+HYPERKERNELS_BUILD=0 leaves the extension out; =1 makes a missing compiler an error. HYPERKERNELS_NATIVE=1 adds -march=native.
+TORCH_CUDA_ARCH_LIST chooses the CUDA targets as usual.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+SOURCES = ["csrc/bindings.cpp", "csrc/simd.cpp", "csrc/unit_norm/cpu.cpp", "csrc/margin_softmax/cpu.cpp"]
+CUDA_SOURCES = ["csrc/bindings_cuda.cpp", "csrc/unit_norm/cuda.cu"]
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+
+
+def say(text: str) -> None:
+    print(f"hyperkernels: {text}", file=sys.stderr)
+
+
+def leave_out(reason: str) -> dict:
+    if os.environ.get("HYPERKERNELS_BUILD") == "1":
+        raise SystemExit(f"hyperkernels: cannot build the extension: {reason}")
+    say(f"the C++ and CUDA kernels are LEFT OUT of this install: {reason}. The reference and Triton backends work without them.")
+    return {}
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "").split(" ")[0] or "c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+def extension() -> dict:
+    """Arguments of setup() that build the extension, or none with the reason on stderr."""
+    if os.environ.get("HYPERKERNELS_BUILD") == "0":
+        return leave_out("HYPERKERNELS_BUILD=0")
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        return leave_out("torch is not importable by the build; install it first and pass --no-build-isolation")
+    if compiler() is None:
+        return leave_out("no C++ compiler was found (g++ or clang++)")
+
+    flags = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas"]
+    if os.environ.get("HYPERKERNELS_NATIVE") == "1":
+        flags.append("-march=native")
+    arguments = {"sources": SOURCES, "extra_compile_args": {"cxx": flags}, "extra_link_args": ["-fopenmp"]}
+    make = cpp_extension.CppExtension
+    if torch.version.cuda is None:
+        say("built for the CPU alone: this torch has no CUDA")
+    elif cpp_extension.CUDA_HOME is None or not Path(cpp_extension.CUDA_HOME, "bin", "nvcc").exists():
+        say("the CUDA kernels are left out: nvcc was not found (CUDA_HOME)")
+    else:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+        names = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
+        arguments["sources"] = SOURCES + CUDA_SOURCES
+        arguments["extra_compile_args"] = {
+            "cxx": [*flags, f"-DHK_CUDA_ARCHITECTURES={names.replace(';', ' ')}"],
+            "nvcc": ["-O3", "--threads=4"],
+        }
+        make = cpp_extension.CUDAExtension
+    return {
+        "ext_modules": [make("hyperkernels._C", **arguments)],
+        "cmdclass": {"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)},
+    }
+
+
+setup(**extension())
