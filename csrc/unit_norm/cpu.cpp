@@ -45,7 +45,7 @@ struct UnitNormBackwardRows {
     for (int64_t row = 0; row < rows; ++row, g += dim, x += dim, dx += dim) {
       const double norm = std::sqrt(simd::sum_squares(x, dim));
       const double divisor = norm < eps ? eps : norm;
-      const bool projects = !(norm < eps) && norm != 0;
+      const bool projects = !(norm < eps);
       double product = simd::dot<A>(x, g, dim);
       if (sizeof(A) == 4 && ordinary(divisor) && ordinary(std::abs(product))) {
         const A inverse = A(1 / divisor);

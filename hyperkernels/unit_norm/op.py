@@ -83,7 +83,9 @@ def unit_norm_(x: torch.Tensor, eps: float) -> None:
     backend = _backend.select("unit_norm", x.device)
     if backend == "reference":
         x.copy_(reference.unit_norm(x, eps))
-    elif backend == "triton":
-        torch.ops.hyperkernels.unit_norm__triton(x, eps)
-    else:
-        torch.ops.hyperkernels.unit_norm_(x, eps)
+        return
+    ops = torch.ops.hyperkernels
+    (ops.unit_norm__triton if backend == "triton" else ops.unit_norm_)(x, eps)
+    # The dispatcher leaves the version counter of a custom op's argument alone; autograd relies on it to refuse a stale x.
+    if not torch.compiler.is_compiling() and not x.is_inference():
+        torch.autograd.graph.increment_version(x)

@@ -12,5 +12,5 @@ def unit_norm_backward(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     inverse = 1 / norm.clamp_min(eps)
     y = x * inverse
-    radial = torch.where((norm >= eps) & (norm > 0), (y * grad).sum(-1, keepdim=True), 0)
+    radial = torch.where(norm < eps, 0, (y * grad).sum(-1, keepdim=True))
     return (grad - y * radial) * inverse

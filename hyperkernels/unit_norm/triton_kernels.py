@@ -29,7 +29,7 @@ def _load(pointers, mask):
 def _exponent(largest):
     """floor(log2(largest)) held in [-126, 126], where 2^-exponent is a normal number; 126 for inf and NaN."""
     if largest.dtype == tl.float64:
-        return (largest * 0.0 != largest * 0.0).to(tl.int32) * 0
+        return tl.zeros_like(largest).to(tl.int32)
     else:
         biased = largest.to(tl.int32, bitcast=True) >> 23
         return tl.minimum(tl.maximum(biased - 127, -126), 126)
@@ -38,7 +38,7 @@ def _exponent(largest):
 @triton.jit
 def _power_of_two(exponent, dtype: tl.constexpr):
     if dtype == tl.float64:
-        return exponent.to(tl.float64) * 0.0 + 1.0
+        return tl.full(exponent.shape, 1.0, tl.float64)
     else:
         return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
 
@@ -71,9 +71,9 @@ def _tangent(grad, unit, radial, inverse, exponent):
 
 
 @triton.jit
-def _tile(rows, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+def _tile(program, rows, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     """(offset of the program's first row: int64, offsets from it: int32 [BLOCK_ROWS, BLOCK_D], mask)."""
-    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    first = program.to(tl.int64) * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS)[:, None]
     column = tl.arange(0, BLOCK_D)[None, :]
     mask = row < tl.minimum(rows - first, BLOCK_ROWS).to(tl.int32)
@@ -94,7 +94,7 @@ def forward_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Owns BLOCK_ROWS whole rows. Reads x once, writes y once; rows and norms stay in registers."""
-    base, offsets, mask = _tile(rows, D, BLOCK_ROWS, BLOCK_D)
+    base, offsets, mask = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
     x = _load(x_ptr + base + offsets, mask)
     exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
     x = x * _power_of_two(-exponent, x.dtype)[:, None]
@@ -115,7 +115,7 @@ def backward_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Owns BLOCK_ROWS whole rows. Reads grad and x once, writes dx once; y and norms are never stored."""
-    base, offsets, mask = _tile(rows, D, BLOCK_ROWS, BLOCK_D)
+    base, offsets, mask = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
     x = _load(x_ptr + base + offsets, mask)
     grad = _load(grad_ptr + base + offsets, mask)
     exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
@@ -123,9 +123,15 @@ def backward_kernel(
     x = x * _power_of_two(-exponent, x.dtype)[:, None]
     grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
     norm, floor, inverse = _inverse_length(tl.sum(x * x, axis=1), exponent, FLOOR, FLOOR_EXPONENT)
-    radial = tl.where((norm >= floor) & (norm > 0), tl.sum(x * grad, axis=1) * inverse * inverse, 0.0)
+    radial = tl.where(norm >= floor, tl.sum(x * grad, axis=1) * inverse * inverse, 0.0)
     dx = _tangent(grad, x, radial[:, None], inverse[:, None], (grad_exponent - exponent)[:, None])
     tl.store(dx_ptr + base + offsets, dx, mask=mask)
+
+
+@triton.jit
+def _zero(pointer, BLOCK_ROWS: tl.constexpr):
+    dtype: tl.constexpr = tl.float64 if pointer.dtype.element_ty == tl.float64 else tl.float32
+    return tl.zeros([BLOCK_ROWS], dtype)
 
 
 @triton.jit
@@ -148,12 +154,10 @@ def forward_wide_kernel(
 ):
     """Owns one row, in blocks of BLOCK_D. Reads x twice (the second time from the caches), writes y once; the sum of squares
     moves to a larger unit whenever a block holds a larger element."""
-    base, offsets, mask = _tile(rows, D, BLOCK_ROWS, BLOCK_D)
-    x = _load(x_ptr + base + offsets, mask)
-    exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
-    x = x * _power_of_two(-exponent, x.dtype)[:, None]
-    total = tl.sum(x * x, axis=1)
-    for start in range(BLOCK_D, D, BLOCK_D):
+    base, offsets, _ = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
+    total = _zero(x_ptr, BLOCK_ROWS)
+    exponent = _row_exponent(total, FLOOR_EXPONENT)
+    for start in range(0, D, BLOCK_D):
         x = _load(x_ptr + base + start + offsets, offsets < D - start)
         exponent, factor = _grow(exponent, tl.max(tl.abs(x), axis=1))
         x = x * _power_of_two(-exponent, x.dtype)[:, None]
@@ -180,16 +184,12 @@ def backward_wide_kernel(
 ):
     """Owns one row, in blocks of BLOCK_D. Reads grad and x twice (the second time from the caches), writes dx once; y and the
     norm are never stored."""
-    base, offsets, mask = _tile(rows, D, BLOCK_ROWS, BLOCK_D)
-    x = _load(x_ptr + base + offsets, mask)
-    grad = _load(grad_ptr + base + offsets, mask)
-    exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
-    grad_exponent = _exponent(tl.max(tl.abs(grad), axis=1))
-    x = x * _power_of_two(-exponent, x.dtype)[:, None]
-    grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
-    total = tl.sum(x * x, axis=1)
-    dot = tl.sum(x * grad, axis=1)
-    for start in range(BLOCK_D, D, BLOCK_D):
+    base, offsets, _ = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
+    total = _zero(x_ptr, BLOCK_ROWS)
+    dot = total
+    exponent = _row_exponent(total, FLOOR_EXPONENT)
+    grad_exponent = _exponent(total)
+    for start in range(0, D, BLOCK_D):
         mask = offsets < D - start
         x = _load(x_ptr + base + start + offsets, mask)
         grad = _load(grad_ptr + base + start + offsets, mask)
@@ -200,7 +200,7 @@ def backward_wide_kernel(
         total = total * factor * factor + tl.sum(x * x, axis=1)
         dot = dot * factor * grad_factor + tl.sum(x * grad, axis=1)
     norm, floor, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
-    radial = tl.where((norm >= floor) & (norm > 0), dot * inverse * inverse, 0.0)
+    radial = tl.where(norm >= floor, dot * inverse * inverse, 0.0)
     for start in range(0, D, BLOCK_D):
         mask = offsets < D - start
         x = _load(x_ptr + base + start + offsets, mask)
@@ -225,9 +225,11 @@ WIDE_BLOCK = 4096
 
 
 def configuration(dim: int, itemsize: int) -> Configuration:
-    """One warp owns whole rows up to TILE elements, so that no reduction leaves it; longer rows take more warps, at the same number
-    of elements a lane, and rows past 16,384 (float64: 8,192) elements go through a loop."""
+    """A row of up to TILE elements stays within one warp, so that its sums need neither shared memory nor a barrier. Longer rows
+    take more warps at about the same number of elements a lane, and rows past 16,384 elements (float64: 8,192) a loop."""
     block_d = triton.next_power_of_2(dim)
+    if block_d <= 64:  # the numbers kept per row cost registers too: at most one row a lane
+        return Configuration(min(128, 2 * TILE // block_d), block_d, 4)
     if block_d <= TILE:
         return Configuration(TILE // block_d, block_d, 1)
     if block_d <= (8192 if itemsize == 8 else 16384):
