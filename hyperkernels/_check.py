@@ -39,7 +39,7 @@ def number(
 ) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # traceable by torch.compile, unlike math.isfinite
         raise ValueError(f"{name} must be finite; got {value}")
     if value <= above:
         raise ValueError(f"{name} must be greater than {above}; got {value}")

@@ -106,7 +106,9 @@ struct Inverses {
   }
 };
 
-using Statistics = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+// neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_cos_sum for the caller; log_sum, w_norm, kept for the backward.
+using Statistics = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                              at::Tensor, at::Tensor>;
 
 template <class T>
 Statistics forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, double scale, double eps,
@@ -147,6 +149,7 @@ Statistics forward(const at::Tensor& x, const at::Tensor& weight, const at::Tens
         if (plan.keeps(b)) {
           tile = kept.narrow(0, (plan.kept_before(b) * plan.n + r) * plan.block, rows * plan.block)
                      .view({rows, plan.block});
+          if (classes < plan.block) tile.narrow(1, classes, plan.block - classes).zero_();
         }
         at::Tensor products = tile.narrow(0, 0, rows).narrow(1, 0, classes);
         at::mm_out(products, unit.narrow(0, r, rows), centres);
@@ -157,7 +160,7 @@ Statistics forward(const at::Tensor& x, const at::Tensor& weight, const at::Tens
     }
   });
 
-  at::Tensor neg_lse = at::empty_like(x_norm), hardest_cos = at::empty_like(x_norm), hardest_class = at::empty_like(target);
+  at::Tensor neg_lse = at::empty_like(x_norm), log_sum = at::empty_like(x_norm), hardest_cos = at::empty_like(x_norm), hardest_class = at::empty_like(target);
   for (int64_t i = 0; i < plan.n; ++i) {
     RowState row;
     for (int64_t lane = 0; lane < plan.lanes() && targets[i] != ignore_index; ++lane) {
@@ -166,12 +169,14 @@ Statistics forward(const at::Tensor& x, const at::Tensor& weight, const at::Tens
     }
     // A row of NaN has a NaN sum and no maximum.
     const double top = std::isnan(row.sum) ? row.sum : row.max;
-    neg_lse.mutable_data_ptr<T>()[i] = T(scale * top + (row.sum > 0 ? std::log(row.sum) : 0));
+    const double log_of_sum = row.sum > 0 ? std::log(row.sum) : 0;
+    neg_lse.mutable_data_ptr<T>()[i] = T(scale * top + log_of_sum);
+    log_sum.mutable_data_ptr<T>()[i] = T(log_of_sum);
     hardest_cos.mutable_data_ptr<T>()[i] = T(row.max);
     hardest_class.mutable_data_ptr<int64_t>()[i] = row.hardest;
   }
   at::Tensor neg_cos_sum = at::mv(unit, sums.sum(0).to(x.scalar_type())).sub_(target_cos);
-  return {neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_cos_sum, w_norm, kept};
+  return {neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_cos_sum, log_sum, w_norm, kept};
 }
 
 Statistics class_statistics(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, double scale,
@@ -185,7 +190,8 @@ Statistics class_statistics(const at::Tensor& x, const at::Tensor& weight, const
 
 // The incoming gradients of the statistics and the saved tensors, contiguous.
 struct Saved {
-  at::Tensor d_neg_lse, d_target_cos, d_x_norm, d_neg_cos_sum, x, weight, target, neg_lse, x_norm, w_norm, kept;
+  at::Tensor d_neg_lse, d_target_cos, d_x_norm, d_neg_cos_sum, x, weight, target, x_norm, hardest_cos, log_sum, w_norm,
+      kept;
 };
 
 template <class T>
@@ -193,8 +199,8 @@ std::vector<RowGradient<T>> row_gradients(const Saved& s, double scale, int64_t 
   std::vector<RowGradient<T>> rows(plan.n);
   for (int64_t i = 0; i < plan.n; ++i) {
     rows[i] = {T(scale * s.d_neg_lse.const_data_ptr<T>()[i]), s.d_neg_cos_sum.const_data_ptr<T>()[i],
-               s.d_target_cos.const_data_ptr<T>()[i], T(s.neg_lse.const_data_ptr<T>()[i] / scale),
-               s.target.const_data_ptr<int64_t>()[i] != ignore_index};
+               s.d_target_cos.const_data_ptr<T>()[i], s.hardest_cos.const_data_ptr<T>()[i],
+               s.log_sum.const_data_ptr<T>()[i], s.target.const_data_ptr<int64_t>()[i] != ignore_index};
   }
   return rows;
 }
@@ -250,10 +256,11 @@ std::tuple<at::Tensor, at::Tensor> backward(const Saved& s, double scale, double
           cosines = s.kept.const_data_ptr<T>() + (plan.kept_before(b) * plan.n + r) * plan.block;
         } else {
           at::mm_out(h, unit_rows, centres.t());
+          simd::run<ScaleTile>(scratch.mutable_data_ptr<T>(), plan.block, rows, classes,
+                               static_cast<const T*>(inverse.data()));
         }
-        simd::run<GradientTile>(cosines, plan.block, scratch.mutable_data_ptr<T>(), plan.block, rows, first, classes,
-                                static_cast<const T*>(inverse.data()), targets + r, gradients.data() + r, T(scale),
-                                plan.keeps(b));
+        simd::run<GradientTile>(cosines, scratch.mutable_data_ptr<T>(), plan.block, rows, first, classes,
+                                static_cast<const T*>(inverse.data()), targets + r, gradients.data() + r, T(scale));
         if (need_x) {
           at::Tensor part = parts.select(0, lane).narrow(0, 0, rows);
           at::addmm_out(part, part, h, centres, b == plan.lane_begin(lane) ? 0 : 1, 1);
@@ -276,14 +283,14 @@ std::tuple<at::Tensor, at::Tensor> backward(const Saved& s, double scale, double
 std::tuple<at::Tensor, at::Tensor> class_statistics_backward(
     const at::Tensor& d_neg_lse, const at::Tensor& d_target_cos, const at::Tensor& d_x_norm,
     const at::Tensor& d_neg_cos_sum, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target,
-    const at::Tensor& neg_lse, const at::Tensor& x_norm, const at::Tensor& w_norm, const at::Tensor& kept, double scale,
-    double eps, int64_t ignore_index, int64_t block, int64_t kept_blocks, bool need_x, bool need_weight) {
+    const at::Tensor& x_norm, const at::Tensor& hardest_cos, const at::Tensor& log_sum, const at::Tensor& w_norm,
+    const at::Tensor& kept, double scale, double eps, int64_t ignore_index, int64_t block, int64_t kept_blocks, bool need_x, bool need_weight) {
   const Plan plan = check(x, weight, target, block, kept_blocks);
   TORCH_CHECK_VALUE(kept.numel() == kept_blocks * plan.n * block, "kept must hold kept_blocks tiles");
   const Saved saved{d_neg_lse.contiguous(),     d_target_cos.contiguous(), d_x_norm.contiguous(),
                     d_neg_cos_sum.contiguous(), x.contiguous(),            weight.contiguous(),
-                    target.contiguous(),        neg_lse.contiguous(),      x_norm.contiguous(),
-                    w_norm.contiguous(),        kept.contiguous()};
+                    target.contiguous(),        x_norm.contiguous(),       hardest_cos.contiguous(),
+                    log_sum.contiguous(),       w_norm.contiguous(),       kept.contiguous()};
   if (x.scalar_type() == at::kDouble) return backward<double>(saved, scale, eps, ignore_index, plan, need_x, need_weight);
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, "x must have dtype float32 or float64; got ", x.scalar_type());
   return backward<float>(saved, scale, eps, ignore_index, plan, need_x, need_weight);

@@ -78,30 +78,35 @@ struct RowGradient {
   T slope;      // scale * dL/dneg_lse
   T constant;   // dL/dneg_cos_sum
   T target;     // dL/dtarget_cos
-  T shift;      // neg_lse / scale
+  T top;        // largest cosine among the negatives
+  T log_sum;    // neg_lse - scale * top; apart from it, because scale * top alone would round away its digits
   bool active;  // false: the row is ignored
 };
 
-// h_ij = g_ij / |w_j| from a tile of products (kept == false) or of kept cosines, where g is the gradient of the cosines.
-//   c  [rows, ld_c],  h  [rows, classes]; they may be the same memory when kept is false
+// z_ij *= inverse_j: the products x^ . w_j become cosines, rounded as FoldTile rounds them.
+struct ScaleTile {
+  template <class T>
+  static HK_INLINE void run(T* z, int64_t ld, int64_t rows, int64_t classes, const T* inverse) {
+    for (int64_t i = 0; i < rows; ++i, z += ld) {
+#pragma omp simd
+      for (int64_t j = 0; j < classes; ++j) z[j] *= inverse[j];
+    }
+  }
+};
+
+// h_ij = g_ij / |w_j| from a tile of cosines, where g is the gradient of the cosines. c and h are [rows, ld] and may be one array.
 struct GradientTile {
   template <class T>
-  static HK_INLINE void run(const T* c, int64_t ld_c, T* h, int64_t ld_h, int64_t rows, int64_t first_class,
-                            int64_t classes, const T* inverse, const int64_t* target, const RowGradient<T>* gradient,
-                            T s, bool kept) {
-    for (int64_t i = 0; i < rows; ++i, c += ld_c, h += ld_h) {
+  static HK_INLINE void run(const T* c, T* h, int64_t ld, int64_t rows, int64_t first_class, int64_t classes,
+                            const T* inverse, const int64_t* target, const RowGradient<T>* gradient, T s) {
+    for (int64_t i = 0; i < rows; ++i, c += ld, h += ld) {
       const RowGradient<T> g = gradient[i];
       if (!g.active || (g.slope == 0 && g.constant == 0)) {
         for (int64_t j = 0; j < classes; ++j) h[j] = 0;
-      } else if (kept) {
-#pragma omp simd
-        for (int64_t j = 0; j < classes; ++j) {
-          h[j] = (g.slope * simd::exp(s * (c[j] - g.shift)) + g.constant) * inverse[j];
-        }
       } else {
 #pragma omp simd
         for (int64_t j = 0; j < classes; ++j) {
-          h[j] = (g.slope * simd::exp(s * (c[j] * inverse[j] - g.shift)) + g.constant) * inverse[j];
+          h[j] = (g.slope * simd::exp(s * (c[j] - g.top) - g.log_sum) + g.constant) * inverse[j];
         }
       }
       const int64_t own = target[i] - first_class;

@@ -92,16 +92,16 @@ __device__ inline int row_exponent(A largest, Floor<A> floor) {
 // Norm, floor and inverse of a row in units of 2^exponent.
 template <typename A>
 struct Length {
-  A norm, floor, inverse;
+  A squared, norm, floor, inverse;
 
-  __device__ Length(A sum_of_squares, int exponent, Floor<A> eps) {
+  __device__ Length(A sum_of_squares, int exponent, Floor<A> eps) : squared(sum_of_squares) {
     norm = sqrt(sum_of_squares);
     floor = eps.mantissa * power_of_two<A>(clamp_exponent(eps.exponent - exponent));
     inverse = A(1) / (norm < floor ? floor : norm);  // a NaN norm stays NaN
   }
 
-  // What times the row is the radial part of its gradient; 0 where the floor holds.
-  __device__ A radial(A dot) const { return norm >= floor ? dot * inverse * inverse : A(0); }
+  // What times the row is the radial part of its gradient; 0 where the floor holds. The square root's rounding stays out of it.
+  __device__ A radial(A dot) const { return norm >= floor ? dot / squared : A(0); }
 };
 
 // ((grad - unit * radial) * inverse) * 2^exponent; two factors, since |exponent| reaches 252.

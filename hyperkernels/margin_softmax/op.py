@@ -19,12 +19,12 @@ LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
 LIBRARY.define(
     "class_statistics(Tensor x, Tensor weight, Tensor target, float scale, float eps, int ignore_index, int block, "
     "int kept_blocks) -> (Tensor neg_lse, Tensor target_cos, Tensor x_norm, Tensor hardest_cos, Tensor hardest_class, "
-    "Tensor neg_cos_sum, Tensor w_norm, Tensor kept)"
+    "Tensor neg_cos_sum, Tensor log_sum, Tensor w_norm, Tensor kept)"
 )
 LIBRARY.define(
     "class_statistics_backward(Tensor d_neg_lse, Tensor d_target_cos, Tensor d_x_norm, Tensor d_neg_cos_sum, Tensor x, "
-    "Tensor weight, Tensor target, Tensor neg_lse, Tensor x_norm, Tensor w_norm, Tensor kept, float scale, float eps, "
-    "int ignore_index, int block, int kept_blocks, bool need_x, bool need_weight) -> (Tensor dx, Tensor dweight)"
+    "Tensor weight, Tensor target, Tensor x_norm, Tensor hardest_cos, Tensor log_sum, Tensor w_norm, Tensor kept, "
+    "float scale, float eps, int ignore_index, int block, int kept_blocks, bool need_x, bool need_weight) -> (Tensor dx, Tensor dweight)"
 )
 
 
@@ -50,8 +50,9 @@ def plan(n: int, c: int, d: int, itemsize: int, workspace: int | None) -> tuple[
 @torch.library.register_fake("hyperkernels::class_statistics", lib=LIBRARY)
 def _fake(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
     n, (block, kept_blocks) = x.shape[0], rest[-2:]
-    rows = [x.new_empty(n) for _ in range(5)]
-    return (*rows[:4], target.new_empty(n), rows[4], x.new_empty(weight.shape[0]), x.new_empty(kept_blocks * n * block))
+    rows = [x.new_empty(n) for _ in range(6)]
+    rows.insert(4, target.new_empty(n))
+    return (*rows, x.new_empty(weight.shape[0]), x.new_empty(kept_blocks * n * block))
 
 
 @torch.library.register_fake("hyperkernels::class_statistics_backward", lib=LIBRARY)
@@ -65,15 +66,15 @@ def _fake_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     x, weight, target, *ctx.constants = inputs
-    neg_lse, _, x_norm, hardest_cos, hardest_class, _, w_norm, kept = output
-    ctx.mark_non_differentiable(hardest_cos, hardest_class, w_norm, kept)
+    _, _, x_norm, hardest_cos, hardest_class, _, log_sum, w_norm, kept = output
+    ctx.mark_non_differentiable(hardest_cos, hardest_class, log_sum, w_norm, kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, target, neg_lse, x_norm, w_norm, kept)
+    ctx.save_for_backward(x, weight, target, x_norm, hardest_cos, log_sum, w_norm, kept)
 
 
 def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    zeros = torch.zeros_like(saved[4])
+    zeros = torch.zeros_like(saved[3])
     incoming = (zeros if grads[i] is None else grads[i] for i in (0, 1, 2, 5))
     need_x, need_weight = ctx.needs_input_grad[:2]
     dx, dweight = torch.ops.hyperkernels.class_statistics_backward(

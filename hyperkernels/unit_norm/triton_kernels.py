@@ -63,6 +63,16 @@ def _row_exponent(largest, FLOOR_EXPONENT: tl.constexpr):
 
 
 @triton.jit
+def _radial(dot, sum_of_squares, norm, floor):
+    """What times the row is the radial part of its gradient; 0 where the floor holds. The square root's rounding stays out of it."""
+    if dot.dtype == tl.float64:
+        ratio = dot / sum_of_squares
+    else:
+        ratio = tl.math.div_rn(dot, sum_of_squares)
+    return tl.where(norm >= floor, ratio, 0.0)
+
+
+@triton.jit
 def _tangent(grad, unit, radial, inverse, exponent):
     """((grad - unit * radial) * inverse) * 2^exponent; two factors, since |exponent| reaches 252."""
     half = exponent >> 1
@@ -122,8 +132,9 @@ def backward_kernel(
     grad_exponent = _exponent(tl.max(tl.abs(grad), axis=1))
     x = x * _power_of_two(-exponent, x.dtype)[:, None]
     grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
-    norm, floor, inverse = _inverse_length(tl.sum(x * x, axis=1), exponent, FLOOR, FLOOR_EXPONENT)
-    radial = tl.where(norm >= floor, tl.sum(x * grad, axis=1) * inverse * inverse, 0.0)
+    total = tl.sum(x * x, axis=1)
+    norm, floor, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
+    radial = _radial(tl.sum(x * grad, axis=1), total, norm, floor)
     dx = _tangent(grad, x, radial[:, None], inverse[:, None], (grad_exponent - exponent)[:, None])
     tl.store(dx_ptr + base + offsets, dx, mask=mask)
 
@@ -200,7 +211,7 @@ def backward_wide_kernel(
         total = total * factor * factor + tl.sum(x * x, axis=1)
         dot = dot * factor * grad_factor + tl.sum(x * grad, axis=1)
     norm, floor, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
-    radial = tl.where(norm >= floor, dot * inverse * inverse, 0.0)
+    radial = _radial(dot, total, norm, floor)
     for start in range(0, D, BLOCK_D):
         mask = offsets < D - start
         x = _load(x_ptr + base + start + offsets, mask)

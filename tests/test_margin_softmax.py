@@ -1,0 +1,413 @@
+"""The class softmax: the reference against a double loop, the C++ kernels against the reference and float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import assert_as_accurate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hyperkernels as hk
+from hyperkernels.margin_softmax import op as family
+from hyperkernels.margin_softmax import reference
+
+BACKENDS = ("cpp", "reference")
+MARGINS = (hk.margins.NormFace(), hk.margins.CosFace(0.35), hk.margins.ArcFace(0.5))
+ops = torch.ops.hyperkernels
+
+
+def problem(n, c, d, dtype=torch.float32, ignored=0, near=0.0):
+    """x, weight with norms far from one, target; `near` pulls every sample to its centre."""
+    weight = torch.randn(c, d, dtype=torch.float64) * torch.rand(c, 1, dtype=torch.float64).add(0.2)
+    target = torch.randint(c, (n,))
+    x = torch.randn(n, d, dtype=torch.float64) * 3 + near * weight[target]
+    target[:ignored] = -100
+    return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target
+
+
+def loss_and_gradients(x, weight, target, **options):
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    loss = hk.margin_softmax_loss(x, weight, target, **options)
+    return loss.detach(), *torch.autograd.grad(loss.sum(), (x, weight))
+
+
+def textbook_head(x, weight, target, margin, scale, smoothing=0.0):
+    """What a user writes: normalise, multiply, replace the target's cosine, cross-entropy."""
+    cos = F.linear(F.normalize(x), F.normalize(weight))
+    psi = margin(cos.gather(1, target[:, None])[:, 0], x.norm(dim=1))
+    logits = scale * cos.scatter(1, target[:, None], psi[:, None])
+    return F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+
+
+def unit(v):
+    norm = math.sqrt(math.fsum(a * a for a in v))
+    return [a / norm for a in v]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_equals_a_double_loop(backend, margin, smoothing):
+    x, weight, target = problem(5, 7, 4, torch.float64)
+    scale, wanted = 9.0, []
+    for row, y in zip(x.tolist(), target.tolist(), strict=True):
+        logits = []
+        for j, centre in enumerate(weight.tolist()):
+            cos = math.fsum(a * b for a, b in zip(unit(row), unit(centre), strict=True))
+            if j == y and isinstance(margin, hk.margins.CosFace):
+                cos -= margin.m
+            if j == y and isinstance(margin, hk.margins.ArcFace):
+                theta = math.acos(cos)
+                below = theta + margin.m < math.pi
+                cos = math.cos(theta + margin.m) if below else cos - margin.m * math.sin(margin.m)
+            logits.append(scale * cos)
+        lse = math.log(math.fsum(math.exp(z) for z in logits))
+        mean = math.fsum(logits) / len(logits)
+        wanted.append(lse - (1 - smoothing) * logits[y] - smoothing * mean)
+    with hk.backend(backend):
+        loss = hk.margin_softmax_loss(
+            x, weight, target, margin=margin, scale=scale, reduction="none", label_smoothing=smoothing
+        )
+        mean = hk.margin_softmax_loss(x, weight, target, margin=margin, scale=scale, label_smoothing=smoothing)
+    assert loss.tolist() == pytest.approx(wanted, rel=1e-13)
+    assert mean.item() == pytest.approx(math.fsum(wanted) / 5, rel=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_statistics_equal_a_double_loop(backend):
+    x, weight, target = problem(6, 5, 3, torch.float64)
+    target[2] = -7
+    with hk.backend(backend):
+        s = hk.class_statistics(x, weight, target, scale=5.0, ignore_index=-7)
+    for i, (row, y) in enumerate(zip(x.tolist(), target.tolist(), strict=True)):
+        cos = [math.fsum(a * b for a, b in zip(unit(row), unit(w), strict=True)) for w in weight.tolist()]
+        others = {j: v for j, v in enumerate(cos) if j != y}
+        if y == -7:
+            wanted = (-math.inf, 0.0, -math.inf, -1, 0.0)
+        else:
+            hardest = max(others, key=others.__getitem__)
+            lse = math.log(math.fsum(math.exp(5 * v) for v in others.values()))
+            wanted = (lse, cos[y], others[hardest], hardest, math.fsum(others.values()))
+        got = (s.neg_lse[i], s.target_cos[i], s.hardest_cos[i], s.hardest_class[i], s.neg_cos_sum[i])
+        assert [v.item() for v in got] == pytest.approx(wanted, rel=1e-12, abs=1e-14)
+        assert s.x_norm[i].item() == pytest.approx(math.sqrt(math.fsum(v * v for v in row)))
+
+
+@pytest.mark.parametrize(("block", "kept_blocks"), [(32, 0), (5, 0), (5, 2), (5, 3), (13, 1), (4, 4)])
+def test_gradcheck_of_the_op(block, kept_blocks):
+    x, weight, target = problem(4, 13, 3, torch.float64, ignored=1)
+
+    def statistics(x, weight):
+        out = ops.class_statistics(x, weight, target, 4.0, 1e-12, -100, block, kept_blocks)
+        rows = slice(1, None)  # neg_lse of the ignored row is -inf
+        return out[0][rows], out[1], out[2][rows], out[5]
+
+    assert torch.autograd.gradcheck(statistics, (x, weight))
+    assert torch.autograd.gradcheck(lambda x: statistics(x, weight.detach()), (x,))
+    assert torch.autograd.gradcheck(lambda w: statistics(x.detach(), w), (weight,))
+
+
+@pytest.mark.parametrize("margin", [*MARGINS, hk.margins.ArcFace(0.5, gradient="straight_through")])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_gradcheck_of_the_loss(margin, smoothing):
+    x, weight, target = problem(4, 9, 3, torch.float64, ignored=1)
+    options = {"margin": margin, "scale": 3.0, "label_smoothing": smoothing}
+    if getattr(margin, "gradient", "exact") == "exact":
+        assert torch.autograd.gradcheck(lambda x, w: hk.margin_softmax_loss(x, w, target, **options), (x, weight))
+    with hk.backend("reference"):
+        wanted = loss_and_gradients(x, weight, target, **options)
+    for mine, right in zip(loss_and_gradients(x, weight, target, **options), wanted, strict=True):
+        torch.testing.assert_close(mine, right)
+
+
+def textbook_loss_and_gradients(x, weight, target, margin):
+    leaves = [v.detach().requires_grad_() for v in (x, weight)]
+    loss = textbook_head(*leaves, target, margin, 64.0)
+    return loss.detach(), *torch.autograd.grad(loss.sum(), leaves)
+
+
+SHAPES = [(3, 33, 8), (17, 513, 31), (257, 100, 64), (300, 1030, 16), (64, 9001, 65)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("near", [0.0, 30.0])
+def test_accuracy(shape, margin, near, poisoned_memory):
+    """In float32, over enough draws that neither side's luck decides."""
+    problems = [problem(*shape, near=near) for _ in range(max(1, 200 // shape[0]))]
+
+    def stacked(f):
+        return [torch.cat([v.flatten() for v in parts]) for parts in zip(*map(f, problems), strict=True)]
+
+    truth = stacked(lambda p: textbook_loss_and_gradients(p[0].double(), p[1].double(), p[2], margin))
+    peer = stacked(lambda p: textbook_loss_and_gradients(*p, margin))
+    ours = stacked(lambda p: loss_and_gradients(*p, margin=margin, reduction="none"))
+    for mine, theirs, right, what in zip(ours, peer, truth, ("loss", "dx", "dweight"), strict=True):
+        assert_as_accurate(mine, theirs, right, what=what)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), *SHAPES])
+@pytest.mark.parametrize("margin", MARGINS)
+def test_float64_equals_the_textbook(shape, margin, poisoned_memory):
+    x, weight, target = problem(*shape, torch.float64)
+    wanted = textbook_loss_and_gradients(x, weight, target, margin)
+    got = loss_and_gradients(x, weight, target, margin=margin, reduction="none")
+    for mine, right in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 20_000, 48)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_workspace_buys_speed_and_changes_no_bit(shape, dtype, poisoned_memory):
+    x, weight, target = problem(*shape, dtype)
+    wanted = loss_and_gradients(x, weight, target, workspace=0)
+    for workspace in (None, 2**22, 2**40):
+        got = loss_and_gradients(x, weight, target, workspace=workspace)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(0, 40),
+    c=st.integers(1, 90),
+    d=st.integers(2, 20),
+    scale=st.floats(0.5, 80.0),
+    smoothing=st.sampled_from([0.0, 0.3, 1.0]),
+    reduction=st.sampled_from(["none", "mean", "sum"]),
+    margin=st.sampled_from(MARGINS),
+    workspace=st.sampled_from([0, None, 3000, 2**40]),
+    ignored=st.floats(0.0, 1.0),
+    strided=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_problem_equals_the_reference(
+    n, c, d, scale, smoothing, reduction, margin, workspace, ignored, strided, seed
+):
+    torch.manual_seed(seed)
+    x, weight, target = problem(n, c, d, torch.float64)
+    target[torch.rand(n) < ignored] = -1
+    if strided:
+        x = x.detach().repeat_interleave(2, dim=0)[::2]
+        weight = weight.detach().T.contiguous().T
+        target = target.repeat_interleave(3)[::3]
+    options = {"scale": scale, "margin": margin, "reduction": reduction, "label_smoothing": smoothing, "ignore_index": -1}
+    with hk.backend("reference"):
+        wanted = loss_and_gradients(x, weight, target, **options)
+    got = loss_and_gradients(x, weight, target, workspace=workspace, **options)
+    for mine, right in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-7, atol=1e-11)
+
+
+def test_every_tile_size_and_every_share_of_kept_tiles_agree():
+    x, weight, target = problem(300, 331, 12, torch.float64, ignored=3)
+    wanted = reference.class_statistics(x, weight, target, 20.0, 1e-12, -100)
+    incoming = [torch.randn(300, dtype=torch.float64) for _ in range(4)]
+    incoming[0][:3] = 0
+    differentiable = [wanted[i] for i in (0, 1, 2, 5)]
+    gradients = torch.autograd.grad(differentiable, (x, weight), incoming)
+    for block in (1, 7, 32, 100, 331, 500):
+        blocks = -(-331 // block)
+        for kept in {0, 1, blocks // 2, blocks}:
+            out = ops.class_statistics(x, weight, target, 20.0, 1e-12, -100, block, kept)
+            for mine, right in zip(out, wanted, strict=False):
+                torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-12)
+            got = torch.autograd.grad([out[i] for i in (0, 1, 2, 5)], (x, weight), incoming)
+            for mine, right in zip(got, gradients, strict=True):
+                torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-11)
+
+
+def test_ties_go_to_the_lowest_class():
+    weight = torch.eye(4).repeat(100, 1)
+    s = hk.class_statistics(torch.eye(4), weight, torch.tensor([0, 1, 3, 2]))
+    assert s.hardest_class.tolist() == [4, 5, 2, 3]
+    assert s.hardest_cos.tolist() == [1.0] * 4
+
+
+def test_training_accuracy_comes_from_the_statistics():
+    x, weight, target = problem(50, 40, 6, near=2.0)
+    s = hk.class_statistics(x, weight, target)
+    predicted = (F.normalize(x) @ F.normalize(weight).T).argmax(1)
+    assert torch.equal(s.target_cos > s.hardest_cos, predicted == target)
+
+
+def test_opcheck():
+    x, weight, target = problem(6, 40, 5, ignored=1)
+    arguments = (target, 8.0, 1e-12, -100, 16, 2)
+    torch.library.opcheck(ops.class_statistics.default, (x, weight, *arguments))
+    out = [v.detach() for v in ops.class_statistics(x, weight, *arguments)]
+    saved = (x.detach(), weight.detach(), target, out[2], out[3], *out[6:], *arguments[1:], True, True)
+    incoming = [torch.randn(6) for _ in range(4)]
+    torch.library.opcheck(ops.class_statistics_backward.default, (*incoming, *saved))
+
+
+@pytest.mark.parametrize("workspace", [0, None])
+def test_compiles_in_one_graph(workspace):
+    x, weight, target = problem(20, 300, 16, ignored=2)
+    head = torch.compile(hk.margin_softmax_loss, fullgraph=True)
+    for smoothing in (0.0, 0.1):
+        options = {"label_smoothing": smoothing, "workspace": workspace}
+        eager = loss_and_gradients(x, weight, target, **options)
+        compiled = head(x, weight, target, **options)
+        torch.testing.assert_close(compiled.detach(), eager[0])
+        for mine, right in zip(torch.autograd.grad(compiled, (x, weight)), eager[1:], strict=True):
+            torch.testing.assert_close(mine, right)
+
+
+def test_same_bits_every_run_and_on_any_number_of_threads():
+    x, weight, target = problem(300, 4000, 96)
+    threads, results = torch.get_num_threads(), []
+    for n in (1, 2, 3, 1):
+        torch.set_num_threads(n)
+        results.append(loss_and_gradients(x, weight, target))
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_workspace_bounds_the_kept_cosines():
+    for n, c, d in [(256, 100_000, 512), (8, 1000, 64), (4096, 1000, 128), (1, 1, 1)]:
+        for workspace in (0, 1000, 10**6, 10**9, None):
+            block, kept = family.plan(n, c, d, 4, workspace)
+            budget = c * d if workspace is None else workspace
+            assert kept * n * block * 4 <= budget
+            assert 0 <= kept <= -(-c // block)
+    assert family.plan(256, 100_000, 512, 4, 10**9)[1] == 196
+
+
+def test_nothing_is_kept_without_a_backward():
+    x, weight, target = problem(6, 40, 5)
+    calls = []
+    with torch.autograd.profiler.profile(profile_memory=True) as profile, torch.no_grad():
+        calls.append(hk.margin_softmax_loss(x, weight, target, workspace=2**40))
+    assert not calls[0].requires_grad
+    assert sum(max(0, event.cpu_memory_usage) for event in profile.function_events) < 6 * 40 * 4 * 4
+
+
+class TestEdges:
+    """A zero row, a sample on its centre, cos = -1, one class, one row, all rows ignored: finite loss, finite gradient."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("margin", [*MARGINS, hk.margins.ArcFace(0.5, past_pi="wrap")])
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize(
+        "edit",
+        ["zero row", "zero centre", "tiny row", "on centre", "opposite", "one class", "one row", "all ignored", "empty"],
+    )
+    def test_finite(self, dtype, margin, smoothing, edit):
+        n, c = {"one row": (1, 40), "one class": (8, 1), "empty": (0, 40)}.get(edit, (8, 40))
+        x, weight, target = (v.detach() for v in problem(n, c, 16, dtype))
+        if edit == "zero row":
+            x[0] = 0
+        elif edit == "zero centre":
+            weight[target[0]] = 0
+        elif edit == "tiny row":
+            x[0] = 1e-20
+        elif edit == "on centre":
+            x[:] = weight[target] * 7
+        elif edit == "opposite":
+            x[:] = -weight[target]
+        elif edit == "all ignored":
+            target[:] = -100
+        loss, dx, dweight = loss_and_gradients(x, weight, target, margin=margin, label_smoothing=smoothing)
+        assert loss.isfinite() and dx.isfinite().all() and dweight.isfinite().all()
+        if edit in ("zero row", "tiny row"):
+            assert not dx[0].any() and dx[1:].any()
+        if edit == "zero centre":
+            assert not dweight[target[0]].any() and dweight.any()
+        if edit in ("all ignored", "empty"):
+            assert loss == 0 and not dx.any() and not dweight.any()
+
+    def test_learned_samples_keep_their_relative_precision(self):
+        """Where p_y -> 1 the usual lse - z_y has cancelled to zero in float32."""
+        x, weight, target = problem(6, 20, 64, near=50.0)
+        loss = hk.margin_softmax_loss(x, weight, target, reduction="none", margin=hk.margins.NormFace())
+        truth = hk.margin_softmax_loss(
+            x.double(), weight.double(), target, reduction="none", margin=hk.margins.NormFace()
+        )
+        assert (truth < 1e-9).any()
+        torch.testing.assert_close(loss.double(), truth, rtol=1e-4, atol=0)
+
+    @pytest.mark.parametrize("magnitude", [1e-30, 1e-11, 1e11, 1e30])
+    def test_norms_neither_overflow_nor_vanish(self, magnitude):
+        x, weight, target = problem(9, 50, 24)
+        big = weight.detach() * magnitude
+        wanted = loss_and_gradients(x.double(), big.double(), target, eps=1e-37)
+        got = loss_and_gradients(x, big, target, eps=1e-37)
+        torch.testing.assert_close(got[0].double(), wanted[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(got[1].double(), wanted[1], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(got[2].double() * magnitude, wanted[2] * magnitude, rtol=1e-3, atol=1e-5)
+
+    def test_ignored_rows_cannot_poison(self):
+        x, weight, target = problem(5, 30, 8)
+        clean = loss_and_gradients(x[1:], weight, target[1:])
+        x = x.detach().clone()
+        x[0], target[0] = math.nan, -100
+        loss, dx, dweight = loss_and_gradients(x, weight, target)
+        torch.testing.assert_close(loss, clean[0])
+        torch.testing.assert_close(dweight, clean[2])
+        assert not dx[0].any()
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_bad_data_shows(self, bad):
+        x, weight, target = (v.detach() for v in problem(5, 600, 8))
+        x[3, 2] = bad
+        loss = hk.margin_softmax_loss(x, weight, target, reduction="none")
+        assert loss.isnan().tolist() == [False, False, False, True, False]
+        weight[(target[0] + 1) % 600, 0] = bad
+        assert hk.margin_softmax_loss(x, weight, target).isnan()
+
+    def test_targets_out_of_range(self):
+        x, weight, target = problem(5, 30, 8)
+        for backend in BACKENDS:
+            for wrong in (30, -1, 2**40):
+                target[4] = wrong
+                with hk.backend(backend), pytest.raises(IndexError, match="target"):
+                    hk.margin_softmax_loss(x, weight, target)
+
+    def test_backward_twice(self):
+        x, weight, target = problem(5, 3000, 8)
+        loss = hk.margin_softmax_loss(x, weight, target, workspace=2**40)
+        first = torch.autograd.grad(loss, (x, weight), retain_graph=True)
+        for a, b in zip(first, torch.autograd.grad(loss, (x, weight)), strict=True):
+            assert torch.equal(a, b)
+
+    def test_only_one_side_needs_a_gradient(self):
+        x, weight, target = problem(5, 30, 8)
+        both = torch.autograd.grad(hk.margin_softmax_loss(x, weight, target), (x, weight))
+        (dx,) = torch.autograd.grad(hk.margin_softmax_loss(x, weight.detach(), target), x)
+        (dweight,) = torch.autograd.grad(hk.margin_softmax_loss(x.detach(), weight, target), weight)
+        assert torch.equal(dx, both[0]) and torch.equal(dweight, both[1])
+
+
+X, W, T = torch.randn(4, 3), torch.randn(5, 3), torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (([1], W, T), {}, TypeError, "x must be a torch.Tensor; got list"),
+        ((X.half(), W.half(), T), {}, TypeError, "x must have dtype float64, float32; got float16"),
+        ((X[0], W, T), {}, ValueError, r"x must have 2 dimension\(s\); got shape \(3,\)"),
+        ((X, W.double(), T), {}, TypeError, "weight must have the dtype of x"),
+        ((X, W[:, :2], T), {}, ValueError, r"weight must have the embedding size of x \(3\)"),
+        ((X, W[:0], T), {}, ValueError, "weight must have at least one row"),
+        ((X, W, T.int()), {}, TypeError, "target must have dtype int64; got int32"),
+        ((X, W, T[:3]), {}, ValueError, r"target must have one entry per row of x \(4\)"),
+        ((X, W.to("meta"), T), {}, ValueError, "weight must be on the device of x"),
+        ((X, W, T), {"scale": 0}, ValueError, "scale must be greater than 0.0; got 0"),
+        ((X, W, T), {"scale": math.inf}, ValueError, "scale must be finite"),
+        ((X, W, T), {"reduction": "avg"}, ValueError, "reduction must be one of 'none', 'mean', 'sum'; got 'avg'"),
+        ((X, W, T), {"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0.0, 1.0\]; got 1.5"),
+        ((X, W, T), {"margin": 0.5}, TypeError, "margin must be callable"),
+        ((X, W, T), {"margin": lambda t, n: t.sum()}, ValueError, r"margin must return shape \(4,\)"),
+        ((X, W, T), {"workspace": -1}, ValueError, "workspace must be at least 0"),
+        ((X, W, T), {"workspace": 1.5}, TypeError, "workspace must be an int"),
+        ((X, W, T), {"ignore_index": None}, TypeError, "ignore_index must be an int"),
+        ((X, W, T), {"eps": 0}, ValueError, "eps must be greater than 0.0"),
+    ],
+)
+def test_wrong_arguments(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        hk.margin_softmax_loss(*arguments, **options)
