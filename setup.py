@@ -1,7 +1,7 @@
 """Builds `hyperkernels._C` where a C++ compiler is found, with its CUDA kernels where nvcc and a CUDA torch are.
 
-HYPERKERNELS_BUILD=0 leaves the extension out; =1 makes a missing compiler an error. HYPERKERNELS_NATIVE=1 adds -march=native.
-TORCH_CUDA_ARCH_LIST chooses the CUDA targets as usual.
+HYPERKERNELS_BUILD=0 leaves the extension out; =1 makes a missing compiler an error. HYPERKERNELS_NATIVE=1 adds
+-march=native. TORCH_CUDA_ARCH_LIST chooses the CUDA targets as usual.
 """
 
 import os
@@ -23,12 +23,15 @@ def say(text: str) -> None:
 def leave_out(reason: str) -> dict:
     if os.environ.get("HYPERKERNELS_BUILD") == "1":
         raise SystemExit(f"hyperkernels: cannot build the extension: {reason}")
-    say(f"the C++ and CUDA kernels are LEFT OUT of this install: {reason}. The reference and Triton backends work without them.")
+    say(f"the C++ and CUDA kernels are LEFT OUT of this install: {reason}.")
+    say("the reference and Triton backends work without them.")
     return {}
 
 
 def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "").split(" ")[0] or "c++") or shutil.which("g++") or shutil.which("clang++")
+    return (
+        shutil.which(os.environ.get("CXX", "").split(" ")[0] or "c++") or shutil.which("g++") or shutil.which("clang++")
+    )
 
 
 def extension() -> dict:
@@ -63,7 +66,9 @@ def extension() -> dict:
         make = cpp_extension.CUDAExtension
     return {
         "ext_modules": [make("hyperkernels._C", **arguments)],
-        "cmdclass": {"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)},
+        "cmdclass": {
+            "build_ext": cpp_extension.BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)
+        },
     }
 
 

@@ -1,4 +1,5 @@
-// Registers the CUDA C++ kernels for CUDA tensors. Schemas are in hyperkernels/<family>/op.py, kernels in csrc/<family>/cuda.cu.
+// Registers the CUDA C++ kernels for CUDA tensors. Schemas are in hyperkernels/<family>/op.py, kernels in
+// csrc/<family>/cuda.cu.
 
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAException.h>
@@ -62,13 +63,14 @@ at::Tensor unit_norm_backward(const at::Tensor& grad, const at::Tensor& x, doubl
   TORCH_CHECK_VALUE(grad.sizes() == x.sizes(), "grad must have the shape of x, ", x.sizes(), "; got ", grad.sizes());
   TORCH_CHECK_TYPE(grad.scalar_type() == x.scalar_type(), "grad must have the dtype of x, ", x.scalar_type(), "; got ",
                    grad.scalar_type());
-  TORCH_CHECK_VALUE(grad.device() == x.device(), "grad must be on the device of x, ", x.device(), "; got ", grad.device());
+  TORCH_CHECK_VALUE(grad.device() == x.device(), "grad must be on the device of x, ", x.device(), "; got ",
+                    grad.device());
   const at::Tensor change = grad.contiguous(), rows = x.contiguous();
   at::Tensor dx = at::empty_like(rows, at::MemoryFormat::Contiguous);
   const Rows shape(rows);
   const c10::cuda::CUDAGuard guard(x.device());
-  check_launch(hk_unit_norm_backward(change.const_data_ptr(), rows.const_data_ptr(), dx.mutable_data_ptr(), shape.rows, shape.dim,
-                                     eps, dtype_of(x), c10::cuda::getCurrentCUDAStream().stream()));
+  check_launch(hk_unit_norm_backward(change.const_data_ptr(), rows.const_data_ptr(), dx.mutable_data_ptr(), shape.rows,
+                                     shape.dim, eps, dtype_of(x), c10::cuda::getCurrentCUDAStream().stream()));
   return dx;
 }
 

@@ -1,5 +1,5 @@
-// One source, several instruction sets: loops are written plainly, compiled once per set, and the widest one that the processor has
-// is picked at run time.
+// One source, several instruction sets: loops are written plainly, compiled once per set, and the widest one that the
+// processor has is picked at run time.
 //
 // A kernel is a struct with a static always-inline template `run`. `simd::run<Kernel>(args...)` calls its best version.
 #pragma once
@@ -151,8 +151,8 @@ HK_INLINE double exp(double x) {
   return x < -708.39 ? 0.0 : p * power;
 }
 
-// Sum of a[i] * b[i] in type A. Partial sums of at most kChunk terms are added in double, so that the error of a long float row
-// does not grow with its length.
+// Sum of a[i] * b[i] in type A. Partial sums of at most kChunk terms are added in double, so that the error of a long
+// float row does not grow with its length.
 template <class A, class S, class U>
 HK_INLINE double dot(const S* a, const U* b, int64_t n) {
   constexpr int64_t kChunk = 1024;

@@ -48,8 +48,9 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: ``name`` is none of these.
 
-    An op that has no kernel of that backend for its device raises ``RuntimeError`` when it is called. The setting belongs to
-    the process, so that autograd's own threads see it; it wins over the environment variable ``HYPERKERNELS_BACKEND``.
+    An op that has no kernel of that backend for its device raises ``RuntimeError`` when it is called. The setting
+    belongs to the process, so that autograd's own threads see it; it wins over the environment variable
+    ``HYPERKERNELS_BACKEND``.
     """
     global _forced
     previous, _forced = _forced, _check_name(name, "backend name")
@@ -60,7 +61,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def _load_extension() -> tuple[ModuleType | None, str | None]:
-    """The compiled module ``hyperkernels._C``, or None and why there is none. Loading it registers its ops with torch."""
+    """The compiled module ``hyperkernels._C``, or None and why. Loading it registers its ops with torch."""
     if importlib.util.find_spec("hyperkernels._C") is None:
         return None, f"the extension is not built ({BUILD_COMMAND})"
     try:
@@ -110,7 +111,7 @@ def _unavailable(family: str, name: str, device_type: str) -> str | None:
 
 
 def choose(family: str, device_type: str) -> Choice:
-    """The backend that would run `family` on tensors of that device, and why. Warns of nothing, raises for a forced misfit."""
+    """The backend that would run `family` on tensors of that device, and why; a forced misfit raises."""
     forced, source = _forced, "hyperkernels.backend()"
     if forced is None and os.environ.get(ENV_VARIABLE):
         forced, source = _check_name(os.environ[ENV_VARIABLE], ENV_VARIABLE), ENV_VARIABLE
@@ -119,7 +120,7 @@ def choose(family: str, device_type: str) -> Choice:
         if obstacle is not None:
             raise RuntimeError(f"{source} forces the backend {forced!r} for {family} on {device_type}, but {obstacle}")
         return Choice(forced, f"forced by {source}")
-    obstacles = []
+    obstacles: list[str] = []
     for name in {"cpu": ("cpp",), "cuda": ("cuda", "triton")}.get(device_type, ()):
         obstacle = _unavailable(family, name, device_type)
         if obstacle is None:
@@ -130,7 +131,9 @@ def choose(family: str, device_type: str) -> Choice:
 
 @cache
 def _warn_once(family: str, device_type: str, reason: str) -> None:
-    warnings.warn(f"hyperkernels runs {family} on {device_type} in plain PyTorch: {reason}", RuntimeWarning, stacklevel=5)
+    warnings.warn(
+        f"hyperkernels runs {family} on {device_type} in plain PyTorch: {reason}", RuntimeWarning, stacklevel=5
+    )
 
 
 def select(family: str, device: torch.device) -> str:

@@ -10,7 +10,9 @@ import torch
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...] | None = None, dim: int | None = None) -> torch.Tensor:
+def tensor(
+    name: str, value: Any, dtypes: tuple[torch.dtype, ...] | None = None, dim: int | None = None
+) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
     if dtypes is not None and value.dtype not in dtypes:
@@ -31,7 +33,7 @@ def integer(name: str, value: Any, minimum: int | None = None) -> int:
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
-    return value
+    return int(value)
 
 
 def number(

@@ -17,8 +17,8 @@ def assert_as_accurate(
     """``ours`` and ``peer`` have one dtype, ``truth`` is float64. Infinities and NaN must stand where truth has them.
 
     Errors are Euclidean norms over the tensor. On top, half a rounding unit of the truth is granted, for peers that are
-    exact by luck, and the spacing of subnormals; one unit where the peer overflows, and one of ``magnitude``, the norm of terms
-    that cancel. In float64 PyTorch is itself the truth, and four units are granted.
+    exact by luck, and the spacing of subnormals; one unit where the peer overflows, and one of ``magnitude``, the norm
+    of terms that cancel. In float64 PyTorch is itself the truth, and four units are granted.
     """
     assert ours.dtype == peer.dtype
     assert ours.shape == truth.shape

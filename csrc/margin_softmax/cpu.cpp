@@ -1,9 +1,10 @@
 // The class softmax on the CPU: log-sum-exp over the other classes, and its gradient, one tile of cosines at a time.
 //
-// Classes are cut into tiles of `block`, tiles into at most kLanes contiguous lanes; a lane is one unit of parallel work and owns
-// its partial sums, so results depend on the sizes and not on the number of threads. Within a lane every product is a
-// single-threaded GEMM whose output stays in cache for the loops of rows.h. Rows go in chunks of kRows. Never stored: unit centres,
-// their gradient, and the N x C cosines beyond the tiles that the caller paid for (`kept`, tile t of them at [t, N, block]).
+// Classes are cut into tiles of `block`, tiles into at most kLanes contiguous lanes; a lane is one unit of parallel
+// work and owns its partial sums, so results depend on the sizes and not on the number of threads. Within a lane every
+// product is a single-threaded GEMM whose output stays in cache for the loops of rows.h. Rows go in chunks of kRows.
+// Never stored: unit centres, their gradient, and the N x C cosines beyond the tiles that the caller paid for (`kept`,
+// tile t of them at [t, N, block]).
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -51,7 +52,8 @@ struct Plan {
   }
 };
 
-Plan check(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, int64_t block, int64_t kept_blocks) {
+Plan check(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, int64_t block,
+           int64_t kept_blocks) {
   TORCH_CHECK_VALUE(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
                     "x and weight must be [N, D] and [C, D]; got ", x.sizes(), " and ", weight.sizes());
   TORCH_CHECK_TYPE(x.scalar_type() == weight.scalar_type(), "weight must have the dtype of x");
@@ -87,8 +89,8 @@ struct UnitRows {
 // cos(x_i, w_y) from the raw rows, in double: the margin's slope can magnify its rounding error.
 struct TargetCosines {
   template <class T>
-  static HK_INLINE void run(const T* unit, const T* weight, const int64_t* target, int64_t rows, int64_t dim, double eps,
-                            int64_t ignore_index, T* cosine) {
+  static HK_INLINE void run(const T* unit, const T* weight, const int64_t* target, int64_t rows, int64_t dim,
+                            double eps, int64_t ignore_index, T* cosine) {
     for (int64_t i = 0; i < rows; ++i, unit += dim) {
       cosine[i] = 0;
       if (target[i] == ignore_index) continue;
@@ -106,7 +108,8 @@ struct Inverses {
   }
 };
 
-// neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_cos_sum for the caller; log_sum, w_norm, kept for the backward.
+// neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_cos_sum for the caller; log_sum, w_norm, kept for the
+// backward.
 using Statistics = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                               at::Tensor, at::Tensor>;
 
@@ -160,7 +163,8 @@ Statistics forward(const at::Tensor& x, const at::Tensor& weight, const at::Tens
     }
   });
 
-  at::Tensor neg_lse = at::empty_like(x_norm), log_sum = at::empty_like(x_norm), hardest_cos = at::empty_like(x_norm), hardest_class = at::empty_like(target);
+  at::Tensor neg_lse = at::empty_like(x_norm), log_sum = at::empty_like(x_norm), hardest_cos = at::empty_like(x_norm),
+             hardest_class = at::empty_like(target);
   for (int64_t i = 0; i < plan.n; ++i) {
     RowState row;
     for (int64_t lane = 0; lane < plan.lanes() && targets[i] != ignore_index; ++lane) {
@@ -198,9 +202,12 @@ template <class T>
 std::vector<RowGradient<T>> row_gradients(const Saved& s, double scale, int64_t ignore_index, const Plan& plan) {
   std::vector<RowGradient<T>> rows(plan.n);
   for (int64_t i = 0; i < plan.n; ++i) {
-    rows[i] = {T(scale * s.d_neg_lse.const_data_ptr<T>()[i]), s.d_neg_cos_sum.const_data_ptr<T>()[i],
-               s.d_target_cos.const_data_ptr<T>()[i], s.hardest_cos.const_data_ptr<T>()[i],
-               s.log_sum.const_data_ptr<T>()[i], s.target.const_data_ptr<int64_t>()[i] != ignore_index};
+    rows[i] = {T(scale * s.d_neg_lse.const_data_ptr<T>()[i]),
+               s.d_neg_cos_sum.const_data_ptr<T>()[i],
+               s.d_target_cos.const_data_ptr<T>()[i],
+               s.hardest_cos.const_data_ptr<T>()[i],
+               s.log_sum.const_data_ptr<T>()[i],
+               s.target.const_data_ptr<int64_t>()[i] != ignore_index};
   }
   return rows;
 }
@@ -284,14 +291,16 @@ std::tuple<at::Tensor, at::Tensor> class_statistics_backward(
     const at::Tensor& d_neg_lse, const at::Tensor& d_target_cos, const at::Tensor& d_x_norm,
     const at::Tensor& d_neg_cos_sum, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target,
     const at::Tensor& x_norm, const at::Tensor& hardest_cos, const at::Tensor& log_sum, const at::Tensor& w_norm,
-    const at::Tensor& kept, double scale, double eps, int64_t ignore_index, int64_t block, int64_t kept_blocks, bool need_x, bool need_weight) {
+    const at::Tensor& kept, double scale, double eps, int64_t ignore_index, int64_t block, int64_t kept_blocks,
+    bool need_x, bool need_weight) {
   const Plan plan = check(x, weight, target, block, kept_blocks);
   TORCH_CHECK_VALUE(kept.numel() == kept_blocks * plan.n * block, "kept must hold kept_blocks tiles");
-  const Saved saved{d_neg_lse.contiguous(),     d_target_cos.contiguous(), d_x_norm.contiguous(),
-                    d_neg_cos_sum.contiguous(), x.contiguous(),            weight.contiguous(),
-                    target.contiguous(),        x_norm.contiguous(),       hardest_cos.contiguous(),
-                    log_sum.contiguous(),       w_norm.contiguous(),       kept.contiguous()};
-  if (x.scalar_type() == at::kDouble) return backward<double>(saved, scale, eps, ignore_index, plan, need_x, need_weight);
+  const Saved saved{
+      d_neg_lse.contiguous(),   d_target_cos.contiguous(), d_x_norm.contiguous(), d_neg_cos_sum.contiguous(),
+      x.contiguous(),           weight.contiguous(),       target.contiguous(),   x_norm.contiguous(),
+      hardest_cos.contiguous(), log_sum.contiguous(),      w_norm.contiguous(),   kept.contiguous()};
+  if (x.scalar_type() == at::kDouble)
+    return backward<double>(saved, scale, eps, ignore_index, plan, need_x, need_weight);
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, "x must have dtype float32 or float64; got ", x.scalar_type());
   return backward<float>(saved, scale, eps, ignore_index, plan, need_x, need_weight);
 }

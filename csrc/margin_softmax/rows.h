@@ -5,7 +5,8 @@
 
 namespace hyperkernels::margin_softmax {
 
-// A running log-sum-exp of one row, kept as (largest cosine, sum of exp(scale * (cosine - largest))), and its hardest class.
+// A running log-sum-exp of one row, kept as (largest cosine, sum of exp(scale * (cosine - largest))), and its hardest
+// class.
 struct RowState {
   double max = -std::numeric_limits<double>::infinity();
   double sum = 0;
@@ -38,7 +39,8 @@ struct CentreNorms {
   }
 };
 
-// Turns a tile of products x^ . w_j into cosines, in place, with -inf at each row's target, and folds it into the rows' states.
+// Turns a tile of products x^ . w_j into cosines, in place, with -inf at each row's target, and folds it into the rows'
+// states.
 //   z        [rows, ld]   in: products, out: cosines
 //   inverse  [classes]    1 / max(|w_j|, eps)
 //   target   [rows]       class index of the row
@@ -94,7 +96,8 @@ struct ScaleTile {
   }
 };
 
-// h_ij = g_ij / |w_j| from a tile of cosines, where g is the gradient of the cosines. c and h are [rows, ld] and may be one array.
+// h_ij = g_ij / |w_j| from a tile of cosines, where g is the gradient of the cosines. c and h are [rows, ld] and may be
+// one array.
 struct GradientTile {
   template <class T>
   static HK_INLINE void run(const T* c, T* h, int64_t ld, int64_t rows, int64_t first_class, int64_t classes,

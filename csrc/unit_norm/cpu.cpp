@@ -15,7 +15,8 @@ namespace {
 using simd::load;
 using simd::store;
 
-// A factor that float can hold without losing digits, and whose products with ordinary numbers neither vanish nor overflow.
+// A factor that float can hold without losing digits, and whose products with ordinary numbers neither vanish nor
+// overflow.
 HK_INLINE bool ordinary(double v) { return v > 1e-30 && v < 1e30; }
 
 struct UnitNormRows {
@@ -86,7 +87,9 @@ void for_dtype(at::ScalarType dtype, F f) {
   }
 }
 
-void check_rows(const at::Tensor& x) { TORCH_CHECK_VALUE(x.dim() > 0, "x must have at least one dimension; got a scalar"); }
+void check_rows(const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() > 0, "x must have at least one dimension; got a scalar");
+}
 
 template <class F>
 void over_rows(const at::Tensor& x, F f) {

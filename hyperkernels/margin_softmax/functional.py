@@ -9,7 +9,7 @@ import torch
 from .. import _check
 from . import losses, op
 from .margins import ArcFace, Margin
-from .op import ClassStatistics
+from .op import ClassStatistics as ClassStatistics
 
 _DTYPES = (torch.float64, torch.float32)
 _REDUCTIONS = ("none", "mean", "sum")
@@ -51,8 +51,8 @@ def class_statistics(
     - ``neg_lse``: log sum over j != y_i of exp(scale * c_ij); -inf with a single class. Differentiable.
     - ``target_cos``: c_i,y_i. Differentiable.
     - ``x_norm``: the norm of x_i. Differentiable.
-    - ``hardest_cos``, ``hardest_class``: the largest c_ij over j != y_i and its j (int64, lowest on ties); -inf and -1 where there
-      is none. Not differentiable.
+    - ``hardest_cos``, ``hardest_class``: the largest c_ij over j != y_i and its j (int64, lowest on ties); -inf and -1
+      where there is none. Not differentiable.
     - ``neg_cos_sum``: sum over j != y_i of c_ij. Differentiable.
 
     Args:
@@ -60,10 +60,11 @@ def class_statistics(
         weight: class centres [C, D] of the same dtype, any norm.
         target: class indices [N], int64, in [0, C) or equal to ``ignore_index``.
         scale: inverse temperature s, above 0.
-        ignore_index: rows with this target take no part: neg_lse and hardest_cos are -inf, target_cos and neg_cos_sum 0,
-            hardest_class -1, and their gradient is zero, whatever they hold.
-        workspace: bytes the forward may keep for the backward; None grants a quarter of the bytes of ``weight``. Cosines that
-            fit are kept, the rest are computed again, so more bytes buy speed and never change the result's meaning.
+        ignore_index: rows with this target take no part: neg_lse and hardest_cos are -inf, target_cos and neg_cos_sum
+            0, hardest_class -1, and their gradient is zero, whatever they hold.
+        workspace: bytes the forward may keep for the backward; None grants a quarter of the bytes of ``weight``.
+            Cosines that fit are kept, the rest are computed again, so more bytes buy speed and never change the
+            result's meaning.
         eps: floor of the norms that divide. A row shorter than eps gets a zero gradient.
 
     Returns:
@@ -98,21 +99,23 @@ def margin_softmax_loss(
     workspace: int | None = None,
     eps: float = 1e-12,
 ) -> torch.Tensor:
-    """Softmax cross-entropy over scaled cosines with a margin on the target: the face-recognition head, without its logits.
+    """Softmax cross-entropy over scaled cosines with a margin on the target, without the logits.
 
-    The loss of row i is -log p_y for logits z_y = scale * margin(cos(x_i, w_y), |x_i|) and z_j = scale * cos(x_i, w_j), j != y.
-    It equals ``F.cross_entropy`` of those logits exactly; nothing is approximated. See ArcFace (arXiv 1801.07698),
-    CosFace (1801.09414), NormFace (1704.06369).
+    The loss of row i is -log p_y for logits z_y = scale * margin(cos(x_i, w_y), |x_i|) and z_j = scale * cos(x_i, w_j),
+    j != y. It equals ``F.cross_entropy`` of those logits exactly; nothing is approximated. See ArcFace (arXiv
+    1801.07698), CosFace (1801.09414), NormFace (1704.06369).
 
     Args:
         x: embeddings [N, D], float32 or float64, any norm: they are normalised inside.
         weight: class centres [C, D] of the same dtype, normalised inside as well.
         target: class indices [N], int64, in [0, C) or equal to ``ignore_index``.
-        margin: a callable ``(target_cos [N], x_norm [N]) -> target logit / scale [N]``; ``hk.margins`` has the usual ones.
+        margin: a callable ``(target_cos [N], x_norm [N]) -> target logit / scale [N]``; ``hk.margins`` has the usual
+            ones.
         scale: inverse temperature s, above 0.
         reduction: ``"mean"`` over the rows that are not ignored (0 if all are), ``"sum"``, or ``"none"`` for [N].
         ignore_index: rows with this target have zero loss and zero gradient.
-        label_smoothing: in [0, 1], the convention of ``F.cross_entropy``: every class gets label_smoothing / C of the target mass.
+        label_smoothing: in [0, 1], the convention of ``F.cross_entropy``: every class gets label_smoothing / C of the
+            target mass.
         workspace: bytes the forward may keep for the backward (see ``class_statistics``).
         eps: floor of the norms that divide. A row of x or weight shorter than eps gets a zero gradient.
 

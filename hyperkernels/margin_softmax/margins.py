@@ -1,12 +1,12 @@
 """Margins: what becomes of the target's cosine before the softmax.
 
-A margin is a callable ``(target_cos [N], x_norm [N]) -> psi [N]``: from the cosine between each sample and its own class
-centre, and the sample's norm before normalisation, it gives the target logit divided by the scale. Any function of that
-signature serves; autograd differentiates it.
+A margin is a callable ``(target_cos [N], x_norm [N]) -> psi [N]``: from the cosine between each sample and its own
+class centre, and the sample's norm before normalisation, it gives the target logit divided by the scale. Any function
+of that signature serves; autograd differentiates it.
 
 The margins that work on the angle take ``gradient``. ``"exact"`` is the derivative of the formula,
-d cos(theta + m) / d cos(theta) = sin(theta + m) / sin(theta). ``"straight_through"`` takes it as 1 and leaves the value alone, as
-current insightface does (characteristic gradient detachment in SphereFace Revived, Liu et al., 2022).
+d cos(theta + m) / d cos(theta) = sin(theta + m) / sin(theta). ``"straight_through"`` takes it as 1 and leaves the value
+alone, as current insightface does (characteristic gradient detachment in SphereFace Revived, Liu et al., 2022).
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class ArcFace:
     Args:
         m: margin in radians, in [0, pi].
         gradient: ``"exact"`` or ``"straight_through"`` (see the module).
-        past_pi: what happens where theta + m > pi. There cos(theta + m) grows again with theta, so a sample far from its
-            centre would be rewarded for moving further. ``"linear"`` (default) continues with cos(theta) - m sin(m), which
-            keeps falling; ``"wrap"`` keeps the bare cosine, as current insightface does.
+        past_pi: what happens where theta + m > pi. There cos(theta + m) grows again with theta, so a sample far from
+            its centre would be rewarded for moving further. ``"linear"`` (default) continues with cos(theta) - m
+            sin(m), which keeps falling; ``"wrap"`` keeps the bare cosine, as current insightface does.
 
-    At theta = 0 the exact derivative is infinite while the gradient it multiplies vanishes; it is taken as cos(m) there, so that a
-    sample on its centre has a finite gradient.
+    At theta = 0 the exact derivative is infinite while the gradient it multiplies vanishes; it is taken as cos(m)
+    there, so that a sample on its centre has a finite gradient.
     """
 
     m: float = 0.5

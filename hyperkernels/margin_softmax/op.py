@@ -1,8 +1,8 @@
 """The class-statistics op: schema, shapes, autograd, and which backend runs it.
 
-Two dispatcher ops carry the family, `class_statistics` and `class_statistics_backward`. The plan (how many classes a tile
-holds, how many tiles of cosines are kept for the backward) is made here from the sizes alone, so that shapes are known to the
-compiler and results do not depend on the machine.
+Two dispatcher ops carry the family, `class_statistics` and `class_statistics_backward`. The plan (how many classes a
+tile holds, how many tiles of cosines are kept for the backward) is made here from the sizes alone, so that shapes are
+known to the compiler and results do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ LIBRARY.define(
 LIBRARY.define(
     "class_statistics_backward(Tensor d_neg_lse, Tensor d_target_cos, Tensor d_x_norm, Tensor d_neg_cos_sum, Tensor x, "
     "Tensor weight, Tensor target, Tensor x_norm, Tensor hardest_cos, Tensor log_sum, Tensor w_norm, Tensor kept, "
-    "float scale, float eps, int ignore_index, int block, int kept_blocks, bool need_x, bool need_weight) -> (Tensor dx, Tensor dweight)"
+    "float scale, float eps, int ignore_index, int block, int kept_blocks, bool need_x, "
+    "bool need_weight) -> (Tensor dx, Tensor dweight)"
 )
 
 

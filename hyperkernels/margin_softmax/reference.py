@@ -19,7 +19,7 @@ def class_statistics(
     eps: float,
     ignore_index: int,
 ) -> tuple[torch.Tensor, ...]:
-    """(neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_cos_sum), [N] each; see `functional.class_statistics`."""
+    """(neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_cos_sum), [N] each; see `functional`."""
     active = target != ignore_index
     safe_target = torch.where(active, target, 0)
     if target.device.type == "cpu" and bool(((safe_target < 0) | (safe_target >= len(weight))).any()):
@@ -31,9 +31,7 @@ def class_statistics(
     target_cos = torch.where(is_target, cos, 0).sum(1)
     neg_cos_sum = torch.where(is_target, 0, cos).sum(1)
     negatives = cos.masked_fill(is_target, -torch.inf)
-    neg_lse = (
-        torch.logsumexp(scale * negatives, dim=1) if len(weight) > 1 else torch.full_like(target_cos, -torch.inf)
-    )
+    neg_lse = torch.logsumexp(scale * negatives, dim=1) if len(weight) > 1 else torch.full_like(target_cos, -torch.inf)
     hardest_cos, hardest_class = negatives.detach().max(dim=1)
     none = ~active | (hardest_cos == -torch.inf)
     return (

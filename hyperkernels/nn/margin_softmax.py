@@ -13,8 +13,8 @@ class MarginSoftmax(torch.nn.Module):
     Args:
         embedding_size: D, at least 1.
         num_classes: C, at least 1.
-        margin: a callable of ``hk.margins`` or the user's own, ``(target_cos [N], x_norm [N]) -> target logit / scale [N]``; where it is a
-            module, its parameters and buffers are part of this one.
+        margin: a callable of ``hk.margins`` or the user's own, ``(target_cos [N], x_norm [N]) -> target logit / scale
+            [N]``; where it is a module, its parameters and buffers are part of this one.
         scale: inverse temperature s, above 0.
         reduction, ignore_index, label_smoothing, workspace, eps: as in ``hk.margin_softmax_loss``.
         device, dtype: of the weight.
@@ -76,4 +76,5 @@ class MarginSoftmax(torch.nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"embedding_size={self.embedding_size}, num_classes={self.num_classes}, margin={self.margin}, scale={self.scale}"
+        sizes = f"embedding_size={self.embedding_size}, num_classes={self.num_classes}"
+        return f"{sizes}, margin={self.margin}, scale={self.scale}"

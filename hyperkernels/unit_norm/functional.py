@@ -23,8 +23,9 @@ def _check_inputs(x: Any, dim: Any, eps: Any) -> tuple[int, float]:
 def unit_norm(x: torch.Tensor, dim: int = -1, eps: float = 1e-12) -> torch.Tensor:
     """Project vectors onto the unit sphere: ``x / max(|x|, eps)`` along ``dim``.
 
-    The values and derivatives of ``torch.nn.functional.normalize(x, dim=dim, eps=eps)`` computed in float64 and rounded once: the
-    sum of squares neither overflows nor underflows, so that rows of 1e30 or 1e-30 in float32 are right as well.
+    The values and derivatives of ``torch.nn.functional.normalize(x, dim=dim, eps=eps)`` computed in float64 and rounded
+    once: the sum of squares neither overflows nor underflows, so that rows of 1e30 or 1e-30 in float32 are right as
+        well.
 
     Args:
         x: any shape with at least one dimension; float64, float32, bfloat16 or float16; any strides.

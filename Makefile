@@ -1,0 +1,58 @@
+# make demo   train a recogniser on rendered glyphs and report how good it got
+# make test   every test that this machine can run
+# make lint | bench | gpu OUT=folder | clean
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --disable-pip-version-check --quiet
+TORCH := torch==2.13.0
+TRITON := triton==3.6.0
+SOURCES := setup.py pyproject.toml hyperkernels/_version.py $(shell find csrc -type f)
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+.PHONY: demo test lint bench gpu clean
+
+demo: $(VENV)/built
+	$(RUN) -m examples.train_recognizer
+
+test: $(VENV)/built
+	$(RUN) -m pytest
+
+lint: $(VENV)/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+bench: $(VENV)/built
+	$(RUN) -m bench --json bench/out/cpu.json
+
+# With the Python, torch, Triton and nvcc that the machine has, and no network.
+gpu:
+	@test -n "$${OUT:-}" || { echo "usage: make gpu OUT=folder-for-results"; exit 2; }
+	mkdir -p "$$OUT"
+	HYPERKERNELS_BUILD=1 $(PYTHON) setup.py build_ext --inplace 2>&1 | tee "$$OUT/build.log"
+	$(PYTHON) -m hyperkernels | tee "$$OUT/hyperkernels.txt"
+	$(PYTHON) -m pytest -m gpu --junitxml="$$OUT/gpu-tests.xml" 2>&1 | tee "$$OUT/gpu-tests.log"
+	$(PYTHON) -m bench --device cuda --json "$$OUT/bench-cuda.json" 2>&1 | tee "$$OUT/bench-cuda.txt"
+
+# Where the machine's own torch sees a GPU it is used; elsewhere the pinned one is installed.
+$(VENV)/ready: requirements.txt Makefile
+	if $(PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; \
+	then $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else $(PYTHON) -m venv $(VENV) && $(PIP) $(TORCH); fi
+	$(RUN) -c 'import triton' 2>/dev/null || $(PIP) $(TRITON) || echo "no Triton for this platform: its tests will be skipped"
+	$(PIP) -r requirements.txt
+	touch $@
+
+$(VENV)/built: $(VENV)/ready $(SOURCES)
+	HYPERKERNELS_BUILD=1 PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info hyperkernels/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

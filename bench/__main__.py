@@ -1,0 +1,39 @@
+"""``python -m bench [family ...] [--device cpu|cuda] [--quick] [--json FILE]``: times, rates, memory and errors."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from .harness import environment, table, write_json
+
+FAMILIES = {"cpu": ("margin_softmax", "unit_norm"), "cuda": ("unit_norm",)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("families", nargs="*", help="margin_softmax, unit_norm; default: all that run there")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="small shapes and few samples")
+    parser.add_argument("--json", type=Path, help="write the rows there as well")
+    arguments = parser.parse_args()
+    known = FAMILIES[arguments.device]
+    unknown = set(arguments.families) - set(known)
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(known)} on {arguments.device}")
+    facts = environment(arguments.device)
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
+    collected = []
+    for family in arguments.families or known:
+        module = importlib.import_module(f"bench.bench_{family}")
+        for rows in module.rows(arguments.device, arguments.quick):
+            print(table(rows, module.OURS), end="\n\n", flush=True)
+            collected += rows
+    if arguments.json:
+        write_json(arguments.json, collected, arguments.device, "python -m bench " + " ".join(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
