@@ -60,7 +60,7 @@ def extension() -> dict:
         names = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
         arguments["sources"] = SOURCES + CUDA_SOURCES
         arguments["extra_compile_args"] = {
-            "cxx": [*flags, f"-DHK_CUDA_ARCHITECTURES={names.replace(';', ' ')}"],
+            "cxx": [*flags, f"-DHK_CUDA_ARCHITECTURES={names.replace(';', ',')}"],
             "nvcc": ["-O3", "--threads=4"],
         }
         make = cpp_extension.CUDAExtension

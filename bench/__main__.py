@@ -1,4 +1,4 @@
-"""``python -m bench [family ...] [--device cpu|cuda] [--quick] [--json FILE]``: times, rates, memory and errors."""
+"""``python -m bench [family ...] [--device cpu|cuda] [--quick] [--json FILE] [--plots DIR]``: times, rates, memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="small shapes and few samples")
     parser.add_argument("--json", type=Path, help="write the rows there as well")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write pictures there")
     arguments = parser.parse_args()
     known = FAMILIES[arguments.device]
     unknown = set(arguments.families) - set(known)
@@ -31,6 +32,12 @@ def main() -> None:
         for rows in module.rows(arguments.device, arguments.quick):
             print(table(rows, module.OURS), end="\n\n", flush=True)
             collected += rows
+        if arguments.plots and family == "margin_softmax":
+            from .plots import against_classes
+
+            mine = [row for row in collected if row.op.startswith(family)]
+            caption = f"{mine[0].op}, {mine[0].dtype}, {facts['threads']} threads of {facts['processor']}"
+            against_classes(mine, arguments.plots / f"{family}_{arguments.device}.png", caption)
     if arguments.json:
         write_json(arguments.json, collected, arguments.device, "python -m bench " + " ".join(sys.argv[1:]))
 

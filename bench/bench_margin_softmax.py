@@ -28,9 +28,7 @@ def eager_head(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> t
 
 def rows(device: str = "cpu", quick: bool = False) -> list[list[Row]]:
     """One list of rows a shape."""
-    shapes = [(256, 100_000, 512)] if not quick else [(64, 10_000, 128)]
-    if not quick:
-        shapes.append((128, 10_000, 128))
+    shapes = [(64, 10_000, 128)] if quick else [(256, 1_000, 512), (256, 10_000, 512), (256, 100_000, 512)]
     return [_shape(n, c, d, torch.float32, device, samples=5 if quick else 11) for n, c, d in shapes]
 
 

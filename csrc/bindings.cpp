@@ -8,8 +8,8 @@
 
 #include "simd.h"
 
-#define HK_STRING_(x) #x
-#define HK_STRING(x) HK_STRING_(x)
+#define HK_STRING_(...) #__VA_ARGS__
+#define HK_STRING(...) HK_STRING_(__VA_ARGS__)
 
 namespace {
 

@@ -1,9 +1,8 @@
 // x / max(|x|, eps) over rows, and its derivative: one read of each input, one write, nothing else stored.
 //
-// A team of threads owns a row: 8 lanes of a warp, a warp, or a block, chosen by the bytes of a row, so that each lane holds a few
-// 16-byte words in registers. Wider rows go through a block that reads them again from the caches.
+// A team of threads owns a row: 8 lanes of a warp, a warp, or a block, chosen by the bytes of a row, so that each lane
+// holds a few 16-byte words in registers. Wider rows go through a block that reads them again from the caches.
 #include "cuda.h"
-
 #include "row.cuh"
 
 #ifdef __CUDACC__
@@ -38,7 +37,9 @@ struct Team {
   static constexpr int kPerBlock = kBlockThreads / kThreads;
 
   __device__ static int rank() { return threadIdx.x % kThreads; }
-  __device__ static int64_t first_row() { return blockIdx.x * static_cast<int64_t>(kPerBlock) + threadIdx.x / kThreads; }
+  __device__ static int64_t first_row() {
+    return blockIdx.x * static_cast<int64_t>(kPerBlock) + threadIdx.x / kThreads;
+  }
   __device__ static int64_t stride() { return gridDim.x * static_cast<int64_t>(kPerBlock); }
 
   // Every thread gets the combination of the whole team's values, in an order that never changes.
@@ -126,8 +127,8 @@ __global__ void __launch_bounds__(Team<kThreads>::kBlockThreads)
   }
 }
 
-// A team owns a row at a time and holds x and grad in registers. Reads both once, writes dx once; neither y nor the norm is stored.
-// grad, x, dx [rows, dim]; dx may be either.
+// A team owns a row at a time and holds x and grad in registers. Reads both once, writes dx once; neither y nor the
+// norm is stored. grad, x, dx [rows, dim]; dx may be either.
 template <typename T, int kThreads, int kWords, bool kShifted>
 __global__ void __launch_bounds__(Team<kThreads>::kBlockThreads)
     backward_kernel(const T* grad, const T* x, T* dx, int64_t rows, int dim, Floor<arithmetic_t<T>> floor) {
@@ -158,8 +159,8 @@ __global__ void __launch_bounds__(Team<kThreads>::kBlockThreads)
   }
 }
 
-// A block owns a row at a time, of any width. Reads x three times (twice from the caches), writes y once. Serves rows too wide for
-// the registers, and with kVector = 1 tensors that are not aligned alike. x, y [rows, dim]; y may be x.
+// A block owns a row at a time, of any width. Reads x three times (twice from the caches), writes y once. Serves rows
+// too wide for the registers, and with kVector = 1 tensors that are not aligned alike. x, y [rows, dim]; y may be x.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kBlock)
     forward_wide_kernel(const T* x, T* y, int64_t rows, int64_t dim, Floor<arithmetic_t<T>> floor) {
@@ -233,7 +234,8 @@ __global__ void __launch_bounds__(kBlock)
 #ifdef __CUDACC__
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream, Arguments... arguments) {
-  const unsigned grid = static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff);  // the kernels stride over the rest
+  const unsigned grid =
+      static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff);  // the kernels stride over the rest
   kernel<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return static_cast<int>(cudaGetLastError());
 }
@@ -252,11 +254,13 @@ struct Forward {
   int run(int64_t rows, int64_t dim, double eps, void* stream) const {
     constexpr int kPerBlock = Team<kThreads>::kPerBlock;
     return launch(forward_kernel<T, kThreads, kWords, kShifted>, (rows + kPerBlock - 1) / kPerBlock,
-                  Team<kThreads>::kBlockThreads, stream, x, y, rows, static_cast<int>(dim), make_floor<arithmetic_t<T>>(eps));
+                  Team<kThreads>::kBlockThreads, stream, x, y, rows, static_cast<int>(dim),
+                  make_floor<arithmetic_t<T>>(eps));
   }
   template <int kVector>
   int run_wide(int64_t rows, int64_t dim, double eps, void* stream) const {
-    return launch(forward_wide_kernel<T, kVector>, rows, kBlock, stream, x, y, rows, dim, make_floor<arithmetic_t<T>>(eps));
+    return launch(forward_wide_kernel<T, kVector>, rows, kBlock, stream, x, y, rows, dim,
+                  make_floor<arithmetic_t<T>>(eps));
   }
 };
 
@@ -275,7 +279,8 @@ struct Backward {
   int run(int64_t rows, int64_t dim, double eps, void* stream) const {
     constexpr int kPerBlock = Team<kThreads>::kPerBlock;
     return launch(backward_kernel<T, kThreads, kWords, kShifted>, (rows + kPerBlock - 1) / kPerBlock,
-                  Team<kThreads>::kBlockThreads, stream, grad, x, dx, rows, static_cast<int>(dim), make_floor<arithmetic_t<T>>(eps));
+                  Team<kThreads>::kBlockThreads, stream, grad, x, dx, rows, static_cast<int>(dim),
+                  make_floor<arithmetic_t<T>>(eps));
   }
   template <int kVector>
   int run_wide(int64_t rows, int64_t dim, double eps, void* stream) const {
@@ -338,11 +343,12 @@ int run(int dtype, Arguments... arguments) {
 
 }  // namespace
 
-extern "C" int hk_unit_norm_forward(const void* x, void* y, int64_t rows, int64_t dim, double eps, int dtype, void* stream) {
+extern "C" int hk_unit_norm_forward(const void* x, void* y, int64_t rows, int64_t dim, double eps, int dtype,
+                                    void* stream) {
   return run<hyperkernels::Forward>(dtype, rows, dim, eps, stream, y, x);
 }
 
-extern "C" int hk_unit_norm_backward(const void* grad, const void* x, void* dx, int64_t rows, int64_t dim, double eps, int dtype,
-                                     void* stream) {
+extern "C" int hk_unit_norm_backward(const void* grad, const void* x, void* dx, int64_t rows, int64_t dim, double eps,
+                                     int dtype, void* stream) {
   return run<hyperkernels::Backward>(dtype, rows, dim, eps, stream, dx, grad, x);
 }

@@ -1,7 +1,8 @@
 // What the kernels do to one row: where its 16-byte words lie, and the arithmetic that cannot overflow.
 //
-// A row is brought near 1 by an exact power of two, as is its gradient: squares then neither overflow nor underflow, whatever the
-// row holds, and one formula serves rows of 1e-45 and of 1e38. Float64 rows are not scaled. Needs IEEE arithmetic: no --use_fast_math.
+// A row is brought near 1 by an exact power of two, as is its gradient: squares then neither overflow nor underflow,
+// whatever the row holds, and one formula serves rows of 1e-45 and of 1e38. Float64 rows are not scaled. Needs IEEE
+// arithmetic: no --use_fast_math.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -100,7 +101,8 @@ struct Length {
     inverse = A(1) / (norm < floor ? floor : norm);  // a NaN norm stays NaN
   }
 
-  // What times the row is the radial part of its gradient; 0 where the floor holds. The square root's rounding stays out of it.
+  // What times the row is the radial part of its gradient; 0 where the floor holds. The square root's rounding stays
+  // out of it.
   __device__ A radial(A dot) const { return norm >= floor ? dot / squared : A(0); }
 };
 
@@ -136,10 +138,10 @@ struct Bits<2> {
   using type = uint16_t;
 };
 
-// The aligned words a row touches. Its elements are [begin, begin + dim) of them; unless kShifted, begin is 0 and dim a whole number
-// of words. A word is read whole if it holds any element of the row (an aligned word never leaves the page of its elements), and
-// what belongs to the neighbours unpacks as 0. A word is written whole only if all of it is the row's.
-// Index: int where a row is short; the row's own offset is always 64 bits wide.
+// The aligned words a row touches. Its elements are [begin, begin + dim) of them; unless kShifted, begin is 0 and dim a
+// whole number of words. A word is read whole if it holds any element of the row (an aligned word never leaves the page
+// of its elements), and what belongs to the neighbours unpacks as 0. A word is written whole only if all of it is the
+// row's. Index: int where a row is short; the row's own offset is always 64 bits wide.
 template <typename T, int kVector, bool kShifted, typename Index>
 struct Span {
   struct Word {
@@ -162,7 +164,9 @@ struct Span {
     words = row < rows ? (end + kVector - 1) / kVector : 0;
   }
 
-  __device__ bool whole(Index word) const { return !kShifted || (word * kVector >= begin && (word + 1) * kVector <= end); }
+  __device__ bool whole(Index word) const {
+    return !kShifted || (word * kVector >= begin && (word + 1) * kVector <= end);
+  }
   __device__ bool owns(Index element) const { return element >= begin && element < end; }
 
   __device__ Raw read(const T* base, Index word) const {

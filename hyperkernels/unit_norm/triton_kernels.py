@@ -1,8 +1,9 @@
 """Triton kernels of the family, for CUDA and ROCm, and their launchers.
 
-Arithmetic is float32 (float64 for float64). Every row is first brought near 1 by an exact power of two, as is its gradient: squares
-then neither overflow nor underflow, whatever the row holds, and one formula serves rows of 1e-45 and of 1e38. Float64 rows are
-not scaled. The floor `eps` reaches a kernel as mantissa * 2^exponent, so that a floor below the smallest float32 keeps its value.
+Arithmetic is float32 (float64 for float64). Every row is first brought near 1 by an exact power of two, as is its
+gradient: squares then neither overflow nor underflow, whatever the row holds, and one formula serves rows of 1e-45 and
+of 1e38. Float64 rows are not scaled. The floor `eps` reaches a kernel as mantissa * 2^exponent, so that a floor below
+the smallest float32 keeps its value.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ import triton.language as tl
 def _load(pointers, mask):
     """Elements in the dtype of the arithmetic, 0 outside the mask."""
     value = tl.load(pointers, mask=mask, other=0.0)
-    if value.dtype == tl.float64:
-        return value
-    else:
-        return value.to(tl.float32)
+    return value if value.dtype == tl.float64 else value.to(tl.float32)
 
 
 @triton.jit
 def _exponent(largest):
     """floor(log2(largest)) held in [-126, 126], where 2^-exponent is a normal number; 126 for inf and NaN."""
     if largest.dtype == tl.float64:
-        return tl.zeros_like(largest).to(tl.int32)
+        exponent = tl.zeros_like(largest).to(tl.int32)
     else:
         biased = largest.to(tl.int32, bitcast=True) >> 23
-        return tl.minimum(tl.maximum(biased - 127, -126), 126)
+        exponent = tl.minimum(tl.maximum(biased - 127, -126), 126)
+    return exponent
 
 
 @triton.jit
 def _power_of_two(exponent, dtype: tl.constexpr):
     if dtype == tl.float64:
-        return tl.full(exponent.shape, 1.0, tl.float64)
+        power = tl.full(exponent.shape, 1.0, tl.float64)
     else:
-        return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+        bits = (exponent + 127) << 23
+        power = bits.to(tl.float32, bitcast=True)
+    return power
 
 
 @triton.jit
@@ -64,11 +65,9 @@ def _row_exponent(largest, FLOOR_EXPONENT: tl.constexpr):
 
 @triton.jit
 def _radial(dot, sum_of_squares, norm, floor):
-    """What times the row is the radial part of its gradient; 0 where the floor holds. The square root's rounding stays out of it."""
-    if dot.dtype == tl.float64:
-        ratio = dot / sum_of_squares
-    else:
-        ratio = tl.math.div_rn(dot, sum_of_squares)
+    """What times the row is the radial part of its gradient; 0 where the floor holds. The rounding of the square root
+    stays out of it."""
+    ratio = dot / sum_of_squares if dot.dtype == tl.float64 else tl.math.div_rn(dot, sum_of_squares)
     return tl.where(norm >= floor, ratio, 0.0)
 
 
@@ -163,8 +162,8 @@ def forward_wide_kernel(
     BLOCK_ROWS: tl.constexpr,  # 1
     BLOCK_D: tl.constexpr,
 ):
-    """Owns one row, in blocks of BLOCK_D. Reads x twice (the second time from the caches), writes y once; the sum of squares
-    moves to a larger unit whenever a block holds a larger element."""
+    """Owns one row, in blocks of BLOCK_D. Reads x twice (the second time from the caches), writes y once; the norm is
+    never stored. The sum of squares moves to a larger unit whenever a block holds a larger element."""
     base, offsets, _ = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
     total = _zero(x_ptr, BLOCK_ROWS)
     exponent = _row_exponent(total, FLOOR_EXPONENT)
@@ -193,8 +192,8 @@ def backward_wide_kernel(
     BLOCK_ROWS: tl.constexpr,  # 1
     BLOCK_D: tl.constexpr,
 ):
-    """Owns one row, in blocks of BLOCK_D. Reads grad and x twice (the second time from the caches), writes dx once; y and the
-    norm are never stored."""
+    """Owns one row, in blocks of BLOCK_D. Reads grad and x twice (the second time from the caches), writes dx once; y
+    and the norm are never stored."""
     base, offsets, _ = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
     total = _zero(x_ptr, BLOCK_ROWS)
     dot = total
@@ -236,8 +235,9 @@ WIDE_BLOCK = 4096
 
 
 def configuration(dim: int, itemsize: int) -> Configuration:
-    """A row of up to TILE elements stays within one warp, so that its sums need neither shared memory nor a barrier. Longer rows
-    take more warps at about the same number of elements a lane, and rows past 16,384 elements (float64: 8,192) a loop."""
+    """A row of up to TILE elements stays within one warp, so that its sums need neither shared memory nor a barrier.
+    Longer rows take more warps at about the same number of elements a lane, and rows past 16,384 elements (float64:
+    8,192) a loop."""
     block_d = triton.next_power_of_2(dim)
     if block_d <= 64:  # the numbers kept per row cost registers too: at most one row a lane
         return Configuration(min(128, 2 * TILE // block_d), block_d, 4)
@@ -257,7 +257,9 @@ def floor_constants(eps: float, dtype: torch.dtype) -> dict[str, float | int]:
     return {"FLOOR": 2 * mantissa, "FLOOR_EXPONENT": max(-252, min(252, exponent - 1)) if eps > 0 else -252}
 
 
-def _launch(narrow: triton.JITFunction, wide: triton.JITFunction, tensors: tuple[torch.Tensor, ...], eps: float) -> None:
+def _launch(
+    narrow: triton.JITFunction, wide: triton.JITFunction, tensors: tuple[torch.Tensor, ...], eps: float
+) -> None:
     x = tensors[0]
     if x.numel() == 0:
         return

@@ -1,0 +1,132 @@
+"""Ahead-of-time compilation: what the compilers say about a kernel, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SHARED_LIMIT = 227 * 1024  # bytes one block can have on sm_90
+# As torch.utils.cpp_extension compiles: the half types without their operators and conversions.
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "--expt-relaxed-constexpr",
+    "-D__CUDA_NO_HALF_OPERATORS__",
+    "-D__CUDA_NO_HALF_CONVERSIONS__",
+    "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
+    "-D__CUDA_NO_HALF2_OPERATORS__",
+]
+NVCC = shutil.which("nvcc")
+
+
+class Resources(NamedTuple):
+    """Of one kernel: registers of a thread, its stack (spills included) and the shared memory of a block, in bytes."""
+
+    kernel: str
+    target: str
+    registers: int
+    stack: int
+    shared: int
+    text: str  # PTX, AMD assembly, or SASS
+
+
+def _field(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    assert match is not None, f"no {pattern!r} in the compiler's report:\n{text[:2000]}"
+    return int(match.group(1))
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def _cuobjdump() -> str:
+    """Triton's wheel carries one; else the one of the CUDA toolkit."""
+    import triton
+
+    bundled = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return str(bundled) if bundled.exists() else shutil.which("cuobjdump") or "cuobjdump"
+
+
+def compile_triton(
+    kernel: Any,
+    target: str,
+    signature: Mapping[str, str],
+    constants: Mapping[str, Any],
+    **options: Any,
+) -> Resources:
+    """Compile one specialisation as the launcher would.
+
+    Args:
+        kernel: the function under `triton.jit`.
+        target: "sm_80", "sm_90", ..., or "gfx942".
+        signature: Triton type by argument name, such as ``{"x_ptr": "*bf16", "rows": "i32"}``. Pointers are taken to be
+            16-byte aligned: otherwise no access is vectorised and the report lies.
+        constants: the tl.constexpr arguments.
+        options: num_warps, num_stages.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    order = kernel.arg_names
+    types = {name: signature.get(name, "constexpr") for name in order}
+    aligned = {(order.index(name),): [["tt.divisibility", 16]] for name, t in signature.items() if t.startswith("*")}
+    source = ASTSource(kernel, types, {(order.index(name),): value for name, value in constants.items()}, aligned)
+    name = f"{kernel.__name__} {' '.join(sorted(set(signature.values())))} {dict(constants)} {options}"
+    if target.startswith("gfx"):
+        compiled = triton.compile(source, target=GPUTarget("hip", target, 64), options=options)
+        text = compiled.asm["amdgcn"]
+        registers = _field(r"\.vgpr_count:\s+(\d+)", text)
+        stack = _field(r"\.private_segment_fixed_size:\s+(\d+)", text)
+    else:
+        compiled = triton.compile(source, target=GPUTarget("cuda", int(target[3:]), 32), options=options)
+        text = compiled.asm["ptx"]
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage = _run(_cuobjdump(), "-res-usage", file.name)
+        registers, stack = _field(r"REG:(\d+)", usage), _field(r"STACK:(\d+)", usage)
+    return Resources(name, target, registers, stack, compiled.metadata.shared, text)
+
+
+def compile_cuda(source: Path, targets: Iterable[str], includes: Iterable[Path] = ()) -> list[Resources]:
+    """Compile a .cu file as the build does and report every kernel in it."""
+    found: list[Resources] = []
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for target in targets:
+            cubin = str(Path(folder) / f"{target}.cubin")
+            flags = [*NVCC_FLAGS, "-Xptxas", "-v", f"-arch={target}", *(f"-I{path}" for path in includes)]
+            command = [str(NVCC), *flags, "-cubin", "-o", cubin, str(source)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            running.append((target, cubin, process))
+        for target, cubin, process in running:
+            log, _ = process.communicate()
+            assert process.returncode == 0, log
+            sass = _sass_by_kernel(cubin)
+            for entry in log.split("Compiling entry function '")[1:]:
+                kernel = entry.split("'")[0]
+                spilled = _field(r"(\d+) bytes spill stores", entry) + _field(r"(\d+) bytes spill loads", entry)
+                stack = _field(r"(\d+) bytes stack frame", entry) + spilled
+                registers = _field(r"Used (\d+) registers", entry)
+                shared = sum(map(int, re.findall(r"(\d+) bytes smem", entry)))
+                found.append(Resources(kernel, target, registers, stack, shared, sass[kernel]))
+    return found
+
+
+def _sass_by_kernel(cubin: str) -> dict[str, str]:
+    parts = _run(_cuobjdump(), "-sass", cubin).split("Function : ")[1:]
+    return {part.split(maxsplit=1)[0]: part for part in parts}
+
+
+def table(resources: Iterable[Resources]) -> str:
+    line = "{1:7s} {2:4d} registers {3:4d} stack {4:6d} shared  {0}"
+    return "\n".join(line.format(*r[:5]) for r in resources)

@@ -1,0 +1,100 @@
+"""The Triton kernels of unit_norm in Triton's interpreter, whose bfloat16 is garbage: that dtype waits for a GPU."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+import unit_norm_cases as cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hyperkernels as hk
+from hyperkernels.unit_norm import triton_kernels
+
+DTYPES = (torch.float32, torch.float16, torch.float64)
+KERNELS = cases.Kernels(triton_kernels.unit_norm, triton_kernels.unit_norm_backward, triton_kernels.unit_norm_)
+
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    # numpy reports what the kernels let happen on purpose: 0 * inf, overflow on the way to float16.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    dim=st.integers(1, 300),
+    dtype=st.sampled_from(DTYPES),
+    eps=st.sampled_from(cases.FLOORS),
+    seed=st.integers(0, 2**31),
+)
+def test_ragged(rows, dim, dtype, eps, seed):
+    torch.manual_seed(seed)
+    cases.check_shape(KERNELS, rows, dim, dtype, eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "dim"), [(130, 3), (33, 64), (2, 512), (3, 1000), (2, 1025), (2, 16384), (2, 20000)])
+def test_every_configuration(rows, dim, dtype):
+    cases.check_shape(KERNELS, rows, dim, dtype)
+
+
+@pytest.fixture(params=["narrow", "wide"])
+def loop(request, monkeypatch):
+    """The kernels for wide rows, on rows that the interpreter gets through quickly."""
+    if request.param == "wide":
+        wide = triton_kernels.Configuration(1, 16, 1, wide=True)
+        monkeypatch.setattr(triton_kernels, "configuration", lambda *_: wide)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("eps", [0.0, 1e-40, 1e-12])
+def test_extreme_rows(eps, dtype, loop):
+    cases.check_extreme(KERNELS, 37, dtype, eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [1, 37])
+def test_special_rows(dim, dtype, loop):
+    cases.check_special(KERNELS, dim, dtype, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layouts(dtype):
+    cases.check_layouts(KERNELS, dtype)
+
+
+@triton.jit
+def tile_of(base_ptr, count_ptr, program, rows, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    base, _, mask = triton_kernels._tile(program, rows, D, BLOCK_ROWS, BLOCK_D)
+    tl.store(base_ptr, base)
+    tl.store(count_ptr, tl.sum(tl.sum((mask & (tl.arange(0, BLOCK_D)[None, :] < D)).to(tl.int32), axis=1), axis=0))
+
+
+@pytest.mark.parametrize(("program", "rows"), [(2**26, 2**28), (2**27 + 5, 2**31 + 100), (2**29 + 7, 2**31 + 29)])
+def test_offsets_of_far_rows_do_not_wrap(program, rows):
+    base, count = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
+    tile_of[(1,)](base, count, program, rows, D=511, BLOCK_ROWS=4, BLOCK_D=512)
+    assert base.item() == program * 4 * 511
+    assert count.item() == 511 * max(0, min(4, rows - program * 4))
+
+
+def test_through_the_public_functions():
+    x = torch.randn(4, 5, 6, requires_grad=True)
+    g = torch.randn(4, 5, 6)
+    with hk.backend("triton"):
+        y = hk.unit_norm(x, dim=1)
+        (dx,) = torch.autograd.grad(y, x, g)
+        torch.testing.assert_close(hk.unit_norm_(x.detach().clone(), dim=1), y.detach())
+    with hk.backend("reference"):
+        truth = hk.unit_norm(x, dim=1)
+        torch.testing.assert_close(y, truth)
+        torch.testing.assert_close(dx, torch.autograd.grad(truth, x, g)[0])
+
+
+def test_gradients_in_float64():
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    with hk.backend("triton"):
+        for eps in (1e-12, 100.0):
+            assert torch.autograd.gradcheck(lambda v, eps=eps: hk.unit_norm(v, eps=eps), x)
