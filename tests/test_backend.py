@@ -1,0 +1,179 @@
+"""Which backend runs, what is said about it, and that forcing one is obeyed or refused."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from conftest import ROOT
+
+import hyperkernels as hk
+from hyperkernels import _backend
+
+
+def run(code, **environment):
+    """A fresh interpreter in an empty folder of imports but the checkout; returns its output."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("family", _backend.KERNELS)
+def test_each_device_has_its_kernels(family):
+    assert _backend.choose(family, "cpu").backend == "cpp"
+    assert _backend.choose(family, "xpu") == ("reference", "no kernels for xpu")
+
+
+def test_the_native_op_really_runs(monkeypatch):
+    """The default backend on the CPU is the C++ kernel, not the reference in disguise."""
+    from hyperkernels.margin_softmax import reference as softmax_reference
+    from hyperkernels.unit_norm import reference as norm_reference
+
+    def forbidden(*args):
+        raise AssertionError("the reference ran")
+
+    monkeypatch.setattr(softmax_reference, "class_statistics", forbidden)
+    monkeypatch.setattr(norm_reference, "unit_norm", forbidden)
+    x, weight, target = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 4, 2])
+    hk.unit_norm(x)
+    hk.margin_softmax_loss(x, weight, target)
+    with hk.backend("reference"), pytest.raises(AssertionError, match="the reference ran"):
+        hk.unit_norm(x)
+    with hk.backend("reference"), pytest.raises(AssertionError, match="the reference ran"):
+        hk.margin_softmax_loss(x, weight, target)
+
+
+def test_forcing_nests_and_ends():
+    with hk.backend("reference"):
+        with hk.backend("cpp"):
+            assert _backend.choose("unit_norm", "cpu").backend == "cpp"
+        assert _backend.choose("unit_norm", "cpu").backend == "reference"
+    assert _backend.choose("unit_norm", "cpu").reason == "cpp kernels serve cpu"
+
+
+def test_a_forced_misfit_is_refused():
+    with hk.backend("cuda"), pytest.raises(RuntimeError, match="forces the backend 'cuda' for margin_softmax on cpu"):
+        hk.margin_softmax_loss(torch.randn(2, 3), torch.randn(4, 3), torch.tensor([0, 1]))
+    with hk.backend("cpp"), pytest.raises(RuntimeError, match="cpp kernels run on cpu, not on meta"):
+        hk.unit_norm(torch.empty(2, 3, device="meta"))
+    with pytest.raises(ValueError, match="must be one of reference, cpp, triton, cuda; got 'numba'"):
+        with hk.backend("numba"):
+            pass
+
+
+def test_the_environment_forces_too():
+    code = "import hyperkernels._backend as b; print(b.choose('unit_norm', 'cpu'))"
+    assert "forced by HYPERKERNELS_BACKEND" in run(code, HYPERKERNELS_BACKEND="reference")
+    code = "import torch, hyperkernels as hk\ntry: hk.unit_norm(torch.ones(3))\nexcept ValueError as e: print(e)"
+    assert "HYPERKERNELS_BACKEND must be one of" in run(code, HYPERKERNELS_BACKEND="fast")
+
+
+def test_without_the_extension_everything_still_works_with_one_warning():
+    code = """
+import importlib.util, warnings
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "hyperkernels._C" else find(name, *a)
+import torch
+import hyperkernels as hk
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        hk.unit_norm(torch.ones(2, 3))
+        hk.nn.MarginSoftmax(4, 5)(torch.randn(2, 4), torch.tensor([0, 1])).backward()
+    print(sorted(str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)))
+"""
+    said = run(code)
+    assert said.count("hyperkernels runs unit_norm on cpu in plain PyTorch") == 1
+    assert said.count("hyperkernels runs margin_softmax on cpu in plain PyTorch") == 1
+    assert _backend.BUILD_COMMAND in said
+
+
+def test_a_broken_extension_is_reported(tmp_path):
+    code = """
+import importlib
+real = importlib.import_module
+def broken(name, *a):
+    if name == "hyperkernels._C":
+        raise ImportError("undefined symbol: _ZN3c10")
+    return real(name, *a)
+importlib.import_module = broken
+import hyperkernels._backend as b
+print(b.choose("unit_norm", "cpu"))
+"""
+    assert "does not load, rebuild it beside this torch" in run(code)
+
+
+def test_import_is_light_and_silent():
+    code = """
+import sys, torch
+before = set(sys.modules)
+import hyperkernels
+new = set(sys.modules) - before
+print(sorted(m for m in new if m.split(".")[0] in ("triton", "numpy", "matplotlib", "torch._inductor")))
+"""
+    assert run(code, PYTHONWARNINGS="error").strip() == "[]"
+
+
+def test_the_report_names_every_family_and_device():
+    said = run("import runpy; runpy.run_module('hyperkernels', run_name='__main__')")
+    for line in ("compiler", "instruction sets", "unit_norm on cpu", "margin_softmax on cuda", "triton"):
+        assert line in said
+
+
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_is_right(capability):
+    """The kernels of each set that this processor has, against the reference in float64."""
+    code = """
+import torch, hyperkernels as hk
+from hyperkernels import _backend
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+    x = (torch.randn(50, 77) * 1e-3).to(dtype)
+    wanted = torch.nn.functional.normalize(x.double()).to(dtype)
+    torch.testing.assert_close(hk.unit_norm(x), wanted)
+every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+kept = hk.unit_norm(every[:, None].expand(-1, 2).contiguous())
+right = torch.nn.functional.normalize(every[:, None].expand(-1, 2).double()).half()
+torch.testing.assert_close(kept, right, equal_nan=True, rtol=0, atol=5e-4)
+for dtype, rtol in ((torch.float32, 2e-4), (torch.float64, 1e-10)):
+    x, w = torch.randn(37, 50, dtype=dtype, requires_grad=True), torch.randn(999, 50, dtype=dtype, requires_grad=True)
+    t = torch.randint(999, (37,))
+    got = torch.autograd.grad(hk.margin_softmax_loss(x, w, t), (x, w))
+    with hk.backend("reference"):
+        a, b = (v.detach().double().requires_grad_() for v in (x, w))
+        wanted = torch.autograd.grad(hk.margin_softmax_loss(a, b, t), (a, b))
+    for mine, right in zip(got, wanted):
+        torch.testing.assert_close(mine.double(), right, rtol=rtol, atol=rtol * 1e-2)
+print("in use:", _backend.EXTENSION.cpu_capability())
+"""
+    said = run(code, HYPERKERNELS_CPU_CAPABILITY=capability)
+    in_use = said.split("in use:")[1].strip()
+    order = ["baseline", "avx2", "avx512"]
+    widest = order.index(_backend.EXTENSION.cpu_capability())
+    assert in_use == order[min(order.index(capability), widest)]
+
+
+def test_no_warning_when_all_is_well():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hk.unit_norm(torch.ones(2, 3))
+
+
+def test_setup_without_a_compiler_says_what_it_leaves_out(tmp_path):
+    """`pip install .` on a machine without g++ still makes a package, and says so."""
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-v", "-w", str(tmp_path), "."]
+    environment = {**os.environ, "CXX": "no-such-compiler", "PATH": str(tmp_path)}
+    result = subprocess.run(wheel, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "LEFT OUT of this install: no C++ compiler was found" in result.stdout + result.stderr
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name.endswith("none-any.whl")
