@@ -8,37 +8,13 @@ import torch.nn.functional as F
 from accuracy import assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from margin_softmax_cases import BACKENDS, MARGINS, loss_and_gradients, problem, textbook_loss_and_gradients
 
 import hyperkernels as hk
 from hyperkernels.margin_softmax import op as family
 from hyperkernels.margin_softmax import reference
 
-BACKENDS = ("cpp", "reference")
-MARGINS = (hk.margins.NormFace(), hk.margins.CosFace(0.35), hk.margins.ArcFace(0.5))
 ops = torch.ops.hyperkernels
-
-
-def problem(n, c, d, dtype=torch.float32, ignored=0, near=0.0):
-    """x, weight with norms far from one, target; `near` pulls every sample to its centre."""
-    weight = torch.randn(c, d, dtype=torch.float64) * torch.rand(c, 1, dtype=torch.float64).add(0.2)
-    target = torch.randint(c, (n,))
-    x = torch.randn(n, d, dtype=torch.float64) * 3 + near * weight[target]
-    target[:ignored] = -100
-    return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target
-
-
-def loss_and_gradients(x, weight, target, **options):
-    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    loss = hk.margin_softmax_loss(x, weight, target, **options)
-    return loss.detach(), *torch.autograd.grad(loss.sum(), (x, weight))
-
-
-def textbook_head(x, weight, target, margin, scale, smoothing=0.0):
-    """What a user writes: normalise, multiply, replace the target's cosine, cross-entropy."""
-    cos = F.linear(F.normalize(x), F.normalize(weight))
-    psi = margin(cos.gather(1, target[:, None])[:, 0], x.norm(dim=1))
-    logits = scale * cos.scatter(1, target[:, None], psi[:, None])
-    return F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
 
 
 def unit(v):
@@ -120,12 +96,6 @@ def test_gradcheck_of_the_loss(margin, smoothing):
         wanted = loss_and_gradients(x, weight, target, **options)
     for mine, right in zip(loss_and_gradients(x, weight, target, **options), wanted, strict=True):
         torch.testing.assert_close(mine, right)
-
-
-def textbook_loss_and_gradients(x, weight, target, margin):
-    leaves = [v.detach().requires_grad_() for v in (x, weight)]
-    loss = textbook_head(*leaves, target, margin, 64.0)
-    return loss.detach(), *torch.autograd.grad(loss.sum(), leaves)
 
 
 SHAPES = [(3, 33, 8), (17, 513, 31), (257, 100, 64), (300, 1030, 16), (64, 9001, 65)]
@@ -289,141 +259,3 @@ def test_nothing_is_kept_without_a_backward():
         calls.append(hk.margin_softmax_loss(x, weight, target, workspace=2**40))
     assert not calls[0].requires_grad
     assert sum(max(0, event.cpu_memory_usage) for event in profile.function_events) < 6 * 40 * 4 * 4
-
-
-class TestEdges:
-    """A zero row, a sample on its centre, cos = -1, one class, all rows ignored: finite loss, finite gradient."""
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("margin", [*MARGINS, hk.margins.ArcFace(0.5, past_pi="wrap")])
-    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-    @pytest.mark.parametrize(
-        "edit",
-        [
-            "zero row",
-            "zero centre",
-            "tiny row",
-            "on centre",
-            "opposite",
-            "one class",
-            "one row",
-            "all ignored",
-            "empty",
-        ],
-    )
-    def test_finite(self, dtype, margin, smoothing, edit):
-        n, c = {"one row": (1, 40), "one class": (8, 1), "empty": (0, 40)}.get(edit, (8, 40))
-        x, weight, target = (v.detach() for v in problem(n, c, 16, dtype))
-        if edit == "zero row":
-            x[0] = 0
-        elif edit == "zero centre":
-            weight[target[0]] = 0
-        elif edit == "tiny row":
-            x[0] = 1e-20
-        elif edit == "on centre":
-            x[:] = weight[target] * 7
-        elif edit == "opposite":
-            x[:] = -weight[target]
-        elif edit == "all ignored":
-            target[:] = -100
-        loss, dx, dweight = loss_and_gradients(x, weight, target, margin=margin, label_smoothing=smoothing)
-        assert loss.isfinite() and dx.isfinite().all() and dweight.isfinite().all()
-        if edit in ("zero row", "tiny row"):
-            assert not dx[0].any() and dx[1:].any()
-        if edit == "zero centre":
-            assert not dweight[target[0]].any() and dweight.any()
-        if edit in ("all ignored", "empty"):
-            assert loss == 0 and not dx.any() and not dweight.any()
-
-    def test_learned_samples_keep_their_relative_precision(self):
-        """Where p_y -> 1 the usual lse - z_y has cancelled to zero in float32."""
-        x, weight, target = problem(6, 20, 64, near=50.0)
-        loss = hk.margin_softmax_loss(x, weight, target, reduction="none", margin=hk.margins.NormFace())
-        truth = hk.margin_softmax_loss(
-            x.double(), weight.double(), target, reduction="none", margin=hk.margins.NormFace()
-        )
-        assert (truth < 1e-9).any()
-        torch.testing.assert_close(loss.double(), truth, rtol=1e-4, atol=0)
-
-    @pytest.mark.parametrize("magnitude", [1e-30, 1e-11, 1e11, 1e30])
-    def test_norms_neither_overflow_nor_vanish(self, magnitude):
-        x, weight, target = problem(9, 50, 24)
-        big = weight.detach() * magnitude
-        wanted = loss_and_gradients(x.double(), big.double(), target, eps=1e-37)
-        got = loss_and_gradients(x, big, target, eps=1e-37)
-        torch.testing.assert_close(got[0].double(), wanted[0], rtol=1e-6, atol=0)
-        torch.testing.assert_close(got[1].double(), wanted[1], rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(got[2].double() * magnitude, wanted[2] * magnitude, rtol=1e-3, atol=1e-5)
-
-    def test_ignored_rows_cannot_poison(self):
-        x, weight, target = problem(5, 30, 8)
-        clean = loss_and_gradients(x[1:], weight, target[1:])
-        x = x.detach().clone()
-        x[0], target[0] = math.nan, -100
-        loss, dx, dweight = loss_and_gradients(x, weight, target)
-        torch.testing.assert_close(loss, clean[0])
-        torch.testing.assert_close(dweight, clean[2])
-        assert not dx[0].any()
-
-    @pytest.mark.parametrize("bad", [math.nan, math.inf])
-    def test_bad_data_shows(self, bad):
-        x, weight, target = (v.detach() for v in problem(5, 600, 8))
-        x[3, 2] = bad
-        loss = hk.margin_softmax_loss(x, weight, target, reduction="none")
-        assert loss.isnan().tolist() == [False, False, False, True, False]
-        weight[(target[0] + 1) % 600, 0] = bad
-        assert hk.margin_softmax_loss(x, weight, target).isnan()
-
-    def test_targets_out_of_range(self):
-        x, weight, target = problem(5, 30, 8)
-        for backend in BACKENDS:
-            for wrong in (30, -1, 2**40):
-                target[4] = wrong
-                with hk.backend(backend), pytest.raises(IndexError, match="target"):
-                    hk.margin_softmax_loss(x, weight, target)
-
-    def test_backward_twice(self):
-        x, weight, target = problem(5, 3000, 8)
-        loss = hk.margin_softmax_loss(x, weight, target, workspace=2**40)
-        first = torch.autograd.grad(loss, (x, weight), retain_graph=True)
-        for a, b in zip(first, torch.autograd.grad(loss, (x, weight)), strict=True):
-            assert torch.equal(a, b)
-
-    def test_only_one_side_needs_a_gradient(self):
-        x, weight, target = problem(5, 30, 8)
-        both = torch.autograd.grad(hk.margin_softmax_loss(x, weight, target), (x, weight))
-        (dx,) = torch.autograd.grad(hk.margin_softmax_loss(x, weight.detach(), target), x)
-        (dweight,) = torch.autograd.grad(hk.margin_softmax_loss(x.detach(), weight, target), weight)
-        assert torch.equal(dx, both[0]) and torch.equal(dweight, both[1])
-
-
-X, W, T = torch.randn(4, 3), torch.randn(5, 3), torch.zeros(4, dtype=torch.int64)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        (([1], W, T), {}, TypeError, "x must be a torch.Tensor; got list"),
-        ((X.half(), W.half(), T), {}, TypeError, "x must have dtype float64, float32; got float16"),
-        ((X[0], W, T), {}, ValueError, r"x must have 2 dimension\(s\); got shape \(3,\)"),
-        ((X, W.double(), T), {}, TypeError, "weight must have the dtype of x"),
-        ((X, W[:, :2], T), {}, ValueError, r"weight must have the embedding size of x \(3\)"),
-        ((X, W[:0], T), {}, ValueError, "weight must have at least one row"),
-        ((X, W, T.int()), {}, TypeError, "target must have dtype int64; got int32"),
-        ((X, W, T[:3]), {}, ValueError, r"target must have one entry per row of x \(4\)"),
-        ((X, W.to("meta"), T), {}, ValueError, "weight must be on the device of x"),
-        ((X, W, T), {"scale": 0}, ValueError, "scale must be greater than 0.0; got 0"),
-        ((X, W, T), {"scale": math.inf}, ValueError, "scale must be finite"),
-        ((X, W, T), {"reduction": "avg"}, ValueError, "reduction must be one of 'none', 'mean', 'sum'; got 'avg'"),
-        ((X, W, T), {"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0.0, 1.0\]; got 1.5"),
-        ((X, W, T), {"margin": 0.5}, TypeError, "margin must be callable"),
-        ((X, W, T), {"margin": lambda t, n: t.sum()}, ValueError, r"margin must return shape \(4,\)"),
-        ((X, W, T), {"workspace": -1}, ValueError, "workspace must be at least 0"),
-        ((X, W, T), {"workspace": 1.5}, TypeError, "workspace must be an int"),
-        ((X, W, T), {"ignore_index": None}, TypeError, "ignore_index must be an int"),
-        ((X, W, T), {"eps": 0}, ValueError, "eps must be greater than 0.0"),
-    ],
-)
-def test_wrong_arguments(arguments, options, error, message):
-    with pytest.raises(error, match=message):
-        hk.margin_softmax_loss(*arguments, **options)

@@ -1,7 +1,7 @@
 """The tests can fail: each mutant drops one piece of the mathematics, and a test must go red for it.
 
-C++ mutants are compiled from the changed source and loaded over the registered kernels; Python mutants are patched in. The
-summary of the run says which test caught which.
+C++ mutants are compiled from the changed source and loaded over the registered kernels; Python mutants are patched in.
+The summary of the run says which test caught which.
 """
 
 import os
@@ -101,7 +101,7 @@ def test_a_mutant_is_caught(mutant, libraries, tmp_path):
         "MUTANT_LIBRARY": str(libraries.get(mutant.name, "")),
         "MUTANT_PYTHON": mutant.python,
     }
-    files = ["tests/test_margin_softmax.py", "tests/test_margins.py"]
+    files = [f"tests/test_{name}.py" for name in ("margin_softmax", "margin_softmax_edges", "margins")]
     options = ["-p", "mutant_plugin", "-p", "no:cacheprovider", "--maxfail=3", "-k", TESTS]
     command = [sys.executable, "-m", "pytest", *options, *files]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)

@@ -1,0 +1,38 @@
+"""Problems, and the head as a user writes it, for the tests of the class softmax."""
+
+import torch
+import torch.nn.functional as F
+
+import hyperkernels as hk
+
+BACKENDS = ("cpp", "reference")
+MARGINS = (hk.margins.NormFace(), hk.margins.CosFace(0.35), hk.margins.ArcFace(0.5))
+
+
+def problem(n, c, d, dtype=torch.float32, ignored=0, near=0.0):
+    """x, weight with norms far from one, target; `near` pulls every sample to its centre."""
+    weight = torch.randn(c, d, dtype=torch.float64) * torch.rand(c, 1, dtype=torch.float64).add(0.2)
+    target = torch.randint(c, (n,))
+    x = torch.randn(n, d, dtype=torch.float64) * 3 + near * weight[target]
+    target[:ignored] = -100
+    return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target
+
+
+def loss_and_gradients(x, weight, target, **options):
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    loss = hk.margin_softmax_loss(x, weight, target, **options)
+    return loss.detach(), *torch.autograd.grad(loss.sum(), (x, weight))
+
+
+def textbook_head(x, weight, target, margin, scale, smoothing=0.0):
+    """What a user writes: normalise, multiply, replace the target's cosine, cross-entropy."""
+    cos = F.linear(F.normalize(x), F.normalize(weight))
+    psi = margin(cos.gather(1, target[:, None])[:, 0], x.norm(dim=1))
+    logits = scale * cos.scatter(1, target[:, None], psi[:, None])
+    return F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+
+
+def textbook_loss_and_gradients(x, weight, target, margin):
+    leaves = [v.detach().requires_grad_() for v in (x, weight)]
+    loss = textbook_head(*leaves, target, margin, 64.0)
+    return loss.detach(), *torch.autograd.grad(loss.sum(), leaves)
