@@ -18,7 +18,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of images of held-out classes: rows ``first[i]`` and ``second[i]`` of ``Dataset.heldout``, same class or not."""
+    """Pairs of images of held-out classes: rows ``first[i]`` and ``second[i]`` of ``Dataset.heldout``."""
 
     first: Index
     second: Index
@@ -29,9 +29,10 @@ class Pairs:
 class Dataset:
     """Grey images of many classes, split by class: no held-out class is ever trained on.
 
-    ``train`` [n, H, W] with ``labels`` [n] in [0, ``num_classes``) is what the embedder learns from. ``heldout`` [m, H, W] are the
-    images that ``pairs`` (by name; the first is the one that counts) refer to. For rank-1 identification of trained classes,
-    ``probes`` [p, H, W] with ``probe_labels`` [p] are images never trained on and ``gallery`` [C, H, W] is one enrolled image a class.
+    ``train`` [n, H, W] with ``labels`` [n] in [0, ``num_classes``) is what the embedder learns from. ``heldout`` [m, H,
+    W] are the images, of classes ``heldout_labels`` [m], that ``pairs`` (by name; the first is the one that counts)
+    refer to. For rank-1 identification of trained classes, ``probes`` [p, H, W] with ``probe_labels`` [p] are images
+    never trained on and ``gallery`` [C, H, W] is one enrolled image a class.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Dataset:
     labels: Index
     num_classes: int
     heldout: Images
-    heldout_classes: int
+    heldout_labels: Index
     pairs: dict[str, Pairs]
     gallery: Images
     probes: Images
@@ -57,7 +58,9 @@ def split_classes(count: int, holdout: float, seed: int) -> tuple[Index, Index]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def draw_different(first: Index, second: Index, labels: Index, count: int, rng: np.random.Generator) -> tuple[Index, Index]:
+def draw_different(
+    first: Index, second: Index, labels: Index, count: int, rng: np.random.Generator
+) -> tuple[Index, Index]:
     """``count`` pairs (one of ``first``, one of ``second``) of different labels, drawn with replacement.
 
     Args:
@@ -75,7 +78,7 @@ def draw_different(first: Index, second: Index, labels: Index, count: int, rng: 
 
 
 def draw_pairs(labels: Index, max_same: int, different: int, rng: np.random.Generator) -> Pairs:
-    """All pairs of one class (at most ``max_same``, a random choice of them) and ``different`` random pairs of two classes."""
+    """All pairs of one class (``max_same`` of them at most, chosen at random) and ``different`` random pairs of two."""
     everything = np.arange(len(labels))
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
@@ -87,5 +90,7 @@ def draw_pairs(labels: Index, max_same: int, different: int, rng: np.random.Gene
         chosen = chosen[np.sort(rng.choice(len(chosen), max_same, replace=False))]
     a, b = draw_different(everything, everything, labels, different, rng)
     return Pairs(
-        np.concatenate([chosen[:, 0], a]), np.concatenate([chosen[:, 1], b]), np.arange(len(chosen) + different) < len(chosen)
+        np.concatenate([chosen[:, 0], a]),
+        np.concatenate([chosen[:, 1], b]),
+        np.arange(len(chosen) + different) < len(chosen),
     )

@@ -31,12 +31,12 @@ class Distortion:
     shear: float = 0.15
     shift: float = 0.07
     blur: float = 1.0
-    noise: float = 0.15
+    noise: float = 0.1
     contrast: float = 0.5
     flip: bool = False
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Distort a batch [n, 1, H, W] of floats in [0, 1]; the result may leave that range a little where noise is added."""
+        """Distort a batch [n, 1, H, W] of floats in [0, 1]; noise may lead out of that range a little."""
         n = len(images)
 
         def uniform(amount: float) -> torch.Tensor:

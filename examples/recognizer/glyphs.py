@@ -1,15 +1,16 @@
 """Han characters as identities: a class each, rendered from two fonts that come as PyPI wheels.
 
-Noto Sans CJK draws every character in five regional designs and any weight; its renderings are trained on. IPAexGothic draws the
-same characters by another hand; no image of it is ever trained on. It plays the part of the other camera: a test pair compares a
-Noto image with an IPAexGothic image.
+Noto Sans CJK draws every character in five regional designs and any weight; its renderings are trained on. IPAexGothic
+draws the same characters by another hand; no image of it is ever trained on. It plays the part of the other camera: a
+test pair compares a Noto image with an IPAexGothic image.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +22,30 @@ from .distort import Distortion, distort_images
 # (face of the collection, weight): JP, KR, SC, TC, HK, two weights each, so that all nine hundreds occur.
 TRAIN_STYLES = ((0, 200), (0, 700), (1, 400), (1, 900), (2, 300), (2, 600), (3, 100), (3, 500), (4, 400), (4, 800))
 ENROLLED_STYLE = 2  # a regular weight, for the gallery
-CACHE_VERSION = 1
+EM = 0.82  # height of the font, of the image
 VIEWS = 4  # test images of each kind of a held-out character
 DIFFERENT_PAIRS = 200_000
 
 Progress = Callable[[int, int], None]  # called with (characters done, characters in all)
 
 
+def installed(module: str) -> Path | None:
+    """Where the wheel's module lies. It is not imported: importing matplotlib_fontja changes matplotlib's fonts."""
+    found = find_spec(module)
+    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+
+
 def font_paths() -> tuple[str, str]:
     """(Noto Sans CJK, IPAexGothic), or an ImportError that names the wheel to install."""
     paths = []
-    for module, wheel, parts in (
-        ("manimgx_fonts_cjk", "manimgx-fonts-cjk", ["NotoSansCJK-VF.otf.ttc"]),
-        ("matplotlib_fontja", "matplotlib-fontja", ["fonts", "ipaexg.ttf"]),
+    for module, wheel, file in (
+        ("manimgx_fonts_cjk", "manimgx-fonts-cjk", "NotoSansCJK-VF.otf.ttc"),
+        ("matplotlib_fontja", "matplotlib-fontja", "fonts/ipaexg.ttf"),
     ):
-        try:
-            paths.append(str(files(module).joinpath(*parts)))
-        except ModuleNotFoundError as error:
-            raise ImportError(f"the glyphs need the fonts of the wheel {wheel}: pip install {wheel}") from error
+        folder = installed(module)
+        if folder is None:
+            raise ImportError(f"the glyphs need the fonts of the wheel {wheel}: pip install {wheel}")
+        paths.append(str(folder / file))
     return paths[0], paths[1]
 
 
@@ -60,7 +67,7 @@ def _draw(character: str, font: ImageFont.FreeTypeFont, side: int) -> Images:
 def render(characters: list[str], side: int, progress: Progress) -> Images:
     """White on black, [characters, styles + 1, side, side]: the training styles in order, IPAexGothic last."""
     noto, ipa = font_paths()
-    em = round(side * 0.82)
+    em = round(side * EM)
     fonts = []
     for face, weight in TRAIN_STYLES:
         font = ImageFont.truetype(noto, em, index=face)
@@ -76,8 +83,10 @@ def render(characters: list[str], side: int, progress: Progress) -> Images:
 
 
 def cached_render(characters: list[str], side: int, cache: Path, progress: Progress) -> Images:
-    """``render``, kept in a file of ``cache``; it gets its name when it is complete, so what is found there is whole."""
-    path = cache / f"glyphs-v{CACHE_VERSION}-{len(characters)}x{side}px.npy"
+    """``render``, kept in a file of ``cache`` that gets its name when it is complete: what is found there is whole."""
+    made_of = ("".join(characters), TRAIN_STYLES, EM, [Path(font).stat().st_size for font in font_paths()])
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
+    path = cache / f"glyphs-{len(characters)}x{side}px-{key}.npy"
     if path.exists():
         images: Images = np.load(path)
         return images
@@ -101,11 +110,10 @@ def choose_characters(count: int | None) -> list[str]:
     return [characters[i] for i in np.linspace(0, len(characters) - 1, count).round().astype(int)]
 
 
-def _pairs(characters: int, rng: np.random.Generator) -> Pairs:
-    """Pairs of the held-out images [Noto views of all characters, IPAexGothic views of all characters]."""
-    noto = np.arange(characters * VIEWS)
+def _pairs(labels: Index, rng: np.random.Generator) -> Pairs:
+    """Pairs of held-out images of classes ``labels``: the first half are Noto's, the second IPAexGothic's."""
+    noto = np.arange(len(labels) // 2)
     ipa = noto + len(noto)
-    labels: Index = np.tile(np.repeat(np.arange(characters), VIEWS), 2)
     a, b = draw_different(noto, ipa, labels, DIFFERENT_PAIRS, rng)
     same = np.arange(len(noto) + DIFFERENT_PAIRS) < len(noto)
     return Pairs(np.concatenate([noto, a]), np.concatenate([ipa, b]), same)
@@ -131,19 +139,20 @@ def load(
     chosen = np.argsort(rng.random((len(held), styles)), axis=1)[:, :VIEWS]
     noto_views = rendered[held[:, None], chosen].reshape(-1, side, side)
     ipa_views = np.repeat(rendered[held, styles], VIEWS, axis=0)
+    heldout_labels = np.tile(np.repeat(np.arange(len(held)), VIEWS), 2)
     return Dataset(
         name="glyphs",
         train=rendered[trained, :styles].reshape(-1, side, side),
         labels=np.repeat(np.arange(len(trained)), styles),
         num_classes=len(trained),
         heldout=distort_images(np.concatenate([noto_views, ipa_views]), distortion, split_seed + 2),
-        heldout_classes=len(held),
-        pairs={"Noto against IPAexGothic": _pairs(len(held), rng)},
+        heldout_labels=heldout_labels,
+        pairs={"Noto against IPAexGothic": _pairs(heldout_labels, rng)},
         gallery=rendered[trained, ENROLLED_STYLE],
         probes=distort_images(rendered[trained, styles], distortion, split_seed + 3),
         probe_labels=np.arange(len(trained)),
         protocol=(
-            "Verification: characters never trained on, a distorted Noto Sans CJK image against a distorted image in IPAexGothic, "
+            "Verification: characters never trained on, a distorted image in Noto Sans CJK against one in IPAexGothic, "
             "a font never trained on. Rank-1: trained characters, a distorted IPAexGothic image against all classes."
         ),
         facts={"characters": len(names), "styles": styles},

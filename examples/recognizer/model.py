@@ -8,7 +8,9 @@ from torch import nn
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -25,8 +27,8 @@ class Residual(nn.Module):
 class Embedder(nn.Module):
     """Images [n, 1, side, side] in [0, 1] to embeddings [n, embedding_size]; the head normalises them.
 
-    A strided stem, then a strided convolution and a residual block a halving, down to 4 x 4 (5 x 5 at most), where position still
-    counts, and a linear layer between batch norms.
+    A strided stem, then a strided convolution and a residual block a halving, down to 4 x 4 (5 x 5 at most), where
+    position still counts, and a linear layer between batch norms.
     """
 
     def __init__(self, side: int, embedding_size: int, width: int = 32) -> None:
@@ -41,8 +43,12 @@ class Embedder(nn.Module):
         self.features = nn.Sequential(*layers)
         self.project = nn.Linear(channels * side * side, embedding_size, bias=False)
         self.norm = nn.BatchNorm1d(embedding_size)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = (images - 0.5) * 2
-        return self.norm(self.project(self.features(x.contiguous(memory_format=torch.channels_last)).flatten(1)))
+        # Brightness and contrast say nothing about who or what it is.
+        deviation, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True)
+        x = (images - mean) / (deviation + 1e-3)
+        x = self.features(x.contiguous(memory_format=torch.channels_last))
+        embeddings: torch.Tensor = self.norm(self.project(x.flatten(1)))
+        return embeddings
