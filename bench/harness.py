@@ -80,7 +80,7 @@ def measure(
     so caches are as cold as the sizes make them. Two warm-up rounds are thrown away.
     """
     times: dict[str, list[float]] = {c.name: [] for c in contenders}
-    for i in tqdm(range(samples + 2), desc=f"{op} {shape} {dtype}", leave=False):
+    for i in tqdm(range(samples + 2), desc=f"{op} {shape} {dtype}", leave=False, disable=None):
         for c in contenders:
             seconds = _time_one(c.run, i % input_sets, device)
             if i >= 2:

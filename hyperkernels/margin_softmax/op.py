@@ -28,6 +28,8 @@ LIBRARY.define(
     "bool need_weight) -> (Tensor dx, Tensor dweight)"
 )
 
+SMALL = 16 * 2**20  # bytes that nobody misses
+
 
 class ClassStatistics(NamedTuple):
     """Per-row statistics of the class cosines, [N] each; `hyperkernels.class_statistics` says what each is."""
@@ -42,9 +44,9 @@ class ClassStatistics(NamedTuple):
 
 def plan(n: int, c: int, d: int, itemsize: int, workspace: int | None) -> tuple[int, int]:
     """(classes in a tile, tiles whose cosines the forward keeps) within `workspace` bytes."""
-    block = 512 if c >= 16 * 512 else max(32, -(-c // 512) * 32)
+    block = min(512, -(-c // (32 * 128)) * 128)  # about 32 tiles; smaller than 128 the products run slower
     blocks = -(-c // block)
-    budget = c * d * itemsize // 4 if workspace is None else workspace
+    budget = max(c * d * itemsize // 4, SMALL) if workspace is None else workspace
     return block, min(blocks, budget // max(1, n * block * itemsize))
 
 

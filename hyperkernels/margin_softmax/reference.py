@@ -22,7 +22,11 @@ def class_statistics(
     """(neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_cos_sum), [N] each; see `functional`."""
     active = target != ignore_index
     safe_target = torch.where(active, target, 0)
-    if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((safe_target < 0) | (safe_target >= len(weight))).any()):
+    if (
+        target.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and bool(((safe_target < 0) | (safe_target >= len(weight))).any())
+    ):
         raise IndexError(f"target must lie in [0, {len(weight)}) or equal ignore_index={ignore_index}")
     x_hat, x_norm = unit_rows(x, eps)
     w_hat, _ = unit_rows(weight, eps)
