@@ -1,24 +1,16 @@
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from support import REPORT, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench/ and examples/ are tested from the checkout
-
-_REPORT: list[str] = []
-
-
-def report(line: str) -> None:
-    """A line for the end of the run, of what a test found beyond its being green."""
-    _REPORT.append(line)
 
 
 def pytest_terminal_summary(terminalreporter):
-    if _REPORT:
+    if REPORT:
         terminalreporter.section("found")
-        for line in _REPORT:
+        for line in REPORT:
             terminalreporter.line(line)
 
 

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import ROOT
+from support import ROOT
 
 import hyperkernels as hk
 from hyperkernels import _backend

@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from hyperkernels import _backend
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support import ROOT
 
 from examples import train_recognizer
 from examples.recognizer import folders, glyphs, metrics
@@ -23,8 +20,8 @@ from examples.recognizer.data import DataError, Dataset, draw_pairs, split_class
 from examples.recognizer.distort import Distortion, distort_images
 from examples.recognizer.evaluate import evaluate, heldout_tar, rank1
 from examples.recognizer.training import CheckpointError, Settings, Trainer
+from hyperkernels import _backend
 
-ROOT = Path(__file__).resolve().parents[1]
 HAS_KERNELS = _backend.choose("margin_softmax", "cpu").backend == "cpp"
 
 needs_fonts = pytest.mark.skipif(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, report
+from support import ROOT, report
 
 TESTS = "double_loop or gradcheck or tile_size or cannot_poison or margins"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import unit_norm_cases as cases
+from support import ROOT
 
-ROOT = Path(__file__).parent.parent
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # in the order of HkDtype
 
 pytestmark = pytest.mark.skipif(
