@@ -102,7 +102,7 @@ def table(outcome: Outcome) -> str:
             ["training", f"{sum(outcome.history.seconds):.0f} s, {outcome.images_per_second:,.0f} images/s"],
             ["head's share of the training step", f"{100 * outcome.head_share:.1f} % ({settings.head})"],
             [f"head's peak memory, {settings.head}", _mebibytes(outcome.head_bytes)],
-            ["head's peak memory, eager", _mebibytes(outcome.eager_bytes)],
+            ["head's peak memory, plain PyTorch", _mebibytes(outcome.eager_bytes)],
             ["of which gradients, in either", _mebibytes(outcome.gradient_bytes)],
         ],
         disable_numparse=True,
