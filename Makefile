@@ -12,7 +12,7 @@ PIP := $(RUN) -m pip install --disable-pip-version-check --quiet
 TORCH := torch==2.13.0
 TRITON := triton==3.6.0
 SOURCES := setup.py pyproject.toml hyperkernels/_version.py $(shell find csrc -type f)
-CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint bench gpu clean
 
@@ -37,13 +37,16 @@ gpu:
 	mkdir -p "$$OUT"
 	HYPERKERNELS_BUILD=1 $(PYTHON) setup.py build_ext --inplace 2>&1 | tee "$$OUT/build.log"
 	$(PYTHON) -m hyperkernels | tee "$$OUT/hyperkernels.txt"
-	$(PYTHON) -m pytest -m gpu --junitxml="$$OUT/gpu-tests.xml" 2>&1 | tee "$$OUT/gpu-tests.log"
+	$(PYTHON) -c 'from hyperkernels import _backend as b; assert b.has_cuda_kernels(), "the CUDA kernels were not built"'
+	$(PYTHON) -m pytest -m gpu tests/test_*_gpu.py --junitxml="$$OUT/gpu-tests.xml" 2>&1 | tee "$$OUT/gpu-tests.log"
 	$(PYTHON) -m bench --device cuda --json "$$OUT/bench-cuda.json" 2>&1 | tee "$$OUT/bench-cuda.txt"
 
-# Where the machine's own torch sees a GPU it is used; elsewhere the pinned one is installed.
+# Where the machine's own torch sees a GPU it is used (its packages are put on the path; it may live in a virtual environment
+# itself); elsewhere the pinned one is installed.
+export SITE := import sysconfig; print(*dict.fromkeys(sysconfig.get_path(p) for p in ("purelib", "platlib")), sep="\n")
 $(VENV)/ready: requirements.txt Makefile
 	if $(PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; \
-	then $(PYTHON) -m venv --system-site-packages $(VENV); \
+	then $(PYTHON) -m venv $(VENV) && $(PYTHON) -c "$$SITE" > "$$($(RUN) -c "$$SITE" | head -n 1)/machine.pth"; \
 	else $(PYTHON) -m venv $(VENV) && $(PIP) $(TORCH); fi
 	$(RUN) -c 'import triton' 2>/dev/null || $(PIP) $(TRITON) || echo "no Triton for this platform: its tests will be skipped"
 	$(PIP) -r requirements.txt

@@ -5,7 +5,9 @@ HYPERKERNELS_BUILD=0 leaves the extension out; =1 makes a missing compiler an er
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +15,6 @@ from setuptools import setup
 
 SOURCES = ["csrc/bindings.cpp", "csrc/simd.cpp", "csrc/unit_norm/cpu.cpp", "csrc/margin_softmax/cpu.cpp"]
 CUDA_SOURCES = ["csrc/bindings_cuda.cpp", "csrc/unit_norm/cuda.cu"]
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 
 
 def say(text: str) -> None:
@@ -34,6 +35,21 @@ def compiler() -> str | None:
     )
 
 
+def cuda_support(torch_cuda: str | None, cuda_home: str | None) -> tuple[str | None, str]:
+    """(why the CUDA kernels cannot be built, or None; the architectures to build for)."""
+    if torch_cuda is None:
+        return "this torch has no CUDA", ""
+    nvcc = Path(cuda_home or "", "bin", "nvcc")
+    if cuda_home is None or not nvcc.exists():
+        return "nvcc was not found (CUDA_HOME)", ""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    if found is None or found[1] != torch_cuda.split(".")[0]:
+        return f"nvcc is of CUDA {found[1] if found else '?'}, torch of CUDA {torch_cuda}", ""
+    blackwell = (int(found[1]), int(found[2])) >= (12, 8)
+    return None, "8.0;9.0;10.0+PTX" if blackwell else "8.0;9.0+PTX"
+
+
 def extension() -> dict:
     """Arguments of setup() that build the extension, or none with the reason on stderr."""
     if os.environ.get("HYPERKERNELS_BUILD") == "0":
@@ -51,13 +67,11 @@ def extension() -> dict:
         flags.append("-march=native")
     arguments = {"sources": SOURCES, "extra_compile_args": {"cxx": flags}, "extra_link_args": ["-fopenmp"]}
     make = cpp_extension.CppExtension
-    if torch.version.cuda is None:
-        say("built for the CPU alone: this torch has no CUDA")
-    elif cpp_extension.CUDA_HOME is None or not Path(cpp_extension.CUDA_HOME, "bin", "nvcc").exists():
-        say("the CUDA kernels are left out: nvcc was not found (CUDA_HOME)")
+    obstacle, architectures = cuda_support(torch.version.cuda, cpp_extension.CUDA_HOME)
+    if obstacle is not None:
+        say(f"the CUDA kernels are left out: {obstacle}")
     else:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-        names = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
+        names = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures).replace(" ", ";")
         arguments["sources"] = SOURCES + CUDA_SOURCES
         arguments["extra_compile_args"] = {
             "cxx": [*flags, f"-DHK_CUDA_ARCHITECTURES={names.replace(';', ',')}"],

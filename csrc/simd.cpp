@@ -1,6 +1,7 @@
 #include "simd.h"
 
 #include <cstdlib>
+#include <stdexcept>
 #include <string>
 
 namespace hyperkernels::simd {
@@ -23,6 +24,9 @@ Capability detect() {
   const std::string name = wanted == nullptr ? "" : wanted;
   if (name == "baseline") return Capability::kBaseline;
   if (name == "avx2" && best == Capability::kAvx512) return Capability::kAvx2;
+  if (name != "" && name != "avx2" && name != "avx512") {
+    throw std::invalid_argument("HYPERKERNELS_CPU_CAPABILITY must be baseline, avx2 or avx512; got " + name);
+  }
   return best;
 }
 

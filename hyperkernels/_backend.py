@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 ENV_VARIABLE = "HYPERKERNELS_BACKEND"
@@ -24,7 +25,7 @@ KERNELS = {
     "margin_softmax": ("cpp",),
 }
 
-_forced: str | None = None
+_forced: list[str] = []  # the innermost block's last
 
 
 class Choice(NamedTuple):
@@ -52,12 +53,12 @@ def backend(name: str) -> Iterator[None]:
     belongs to the process, so that autograd's own threads see it; it wins over the environment variable
     ``HYPERKERNELS_BACKEND``.
     """
-    global _forced
-    previous, _forced = _forced, _check_name(name, "backend name")
+    _forced.append(_check_name(name, "backend name"))
     try:
         yield
     finally:
-        _forced = previous
+        # Blocks of several threads may end in any order: each takes away an entry of its own name, the latest.
+        del _forced[len(_forced) - 1 - _forced[::-1].index(name)]
 
 
 def _load_extension() -> tuple[ModuleType | None, str | None]:
@@ -83,6 +84,19 @@ def has_cuda_kernels() -> bool:
     return EXTENSION is not None and bool(EXTENSION.build_info()["cuda_architectures"])
 
 
+@cache
+def _built_for_this_gpu() -> bool:
+    """Whether the machine's GPU can run the machine code or the PTX of the build; True where there is no GPU to ask."""
+    if EXTENSION is None or not torch.cuda.is_available():
+        return True
+    device = torch.cuda.get_device_capability()
+    for name in EXTENSION.build_info()["cuda_architectures"].split(","):
+        major, minor = (int(part) for part in name.removesuffix("+PTX").rstrip("af").split("."))
+        if (major, minor) <= device and (major == device[0] or name.endswith("+PTX")):
+            return True
+    return False
+
+
 def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -102,6 +116,8 @@ def _unavailable(family: str, name: str, device_type: str) -> str | None:
             return EXTENSION_OBSTACLE
         if not has_cuda_kernels():
             return "the extension was built without CUDA sources"
+        if not _built_for_this_gpu():
+            return f"the extension was built for other GPUs ({EXTENSION.build_info()['cuda_architectures']})"
         return None if device_type == "cuda" else f"cuda kernels run on cuda, not on {device_type}"
     if not has_triton():
         return "Triton is not installed"
@@ -112,7 +128,7 @@ def _unavailable(family: str, name: str, device_type: str) -> str | None:
 
 def choose(family: str, device_type: str) -> Choice:
     """The backend that would run `family` on tensors of that device, and why; a forced misfit raises."""
-    forced, source = _forced, "hyperkernels.backend()"
+    forced, source = (_forced[-1] if _forced else None), "hyperkernels.backend()"
     if forced is None and os.environ.get(ENV_VARIABLE):
         forced, source = _check_name(os.environ[ENV_VARIABLE], ENV_VARIABLE), ENV_VARIABLE
     if forced is not None:
@@ -143,3 +159,11 @@ def select(family: str, device: torch.device) -> str:
         if device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
             _warn_once(family, device.type, choice.reason)
     return choice.backend
+
+
+def refuse_forward_mode(op: str, *tensors: torch.Tensor) -> None:
+    """Raise where an input carries a tangent: the dispatcher would drop it from a custom op in silence."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise RuntimeError(f"{op} has no forward-mode derivative in its kernels; use hyperkernels.backend('reference')")

@@ -16,9 +16,9 @@ def assert_as_accurate(
 ) -> None:
     """``ours`` and ``peer`` have one dtype, ``truth`` is float64. Infinities and NaN must stand where truth has them.
 
-    Errors are Euclidean norms over the tensor. On top, half a rounding unit of the truth is granted, for peers that are
-    exact by luck, and the spacing of subnormals; one unit where the peer overflows, and one of ``magnitude``, the norm
-    of terms that cancel. In float64 PyTorch is itself the truth, and four units are granted.
+    Errors are Euclidean norms over the tensor. On top, one rounding unit of the truth is granted, for peers that are
+    exact by luck or overflow, or of ``magnitude`` where that is larger, and the spacing of subnormals. ``magnitude`` is
+    the norm of terms that cancel. In float64 PyTorch is itself the truth, and four units are granted.
     """
     assert ours.dtype == peer.dtype
     assert ours.shape == truth.shape
@@ -29,7 +29,7 @@ def assert_as_accurate(
     assert mine.isfinite().all(), f"{what}: not finite where it should be"
     if right.numel() == 0:
         return
-    units = torch.where(theirs.isfinite(), 0.5, 1.0)
+    units = 1.0
     theirs = torch.where(theirs.isfinite(), theirs, right)
     slack = info.eps * max((units * right).norm().item(), magnitude)
     slack += info.smallest_normal * info.eps * right.numel() ** 0.5

@@ -60,6 +60,21 @@ def test_forcing_nests_and_ends():
     assert _backend.choose("unit_norm", "cpu").reason == "cpp kernels serve cpu"
 
 
+def test_blocks_of_several_threads_may_end_in_any_order():
+    first, second = hk.backend("reference"), hk.backend("cpp")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert _backend.choose("unit_norm", "cpu").reason == "forced by hyperkernels.backend()"
+    second.__exit__(None, None, None)
+    assert _backend.choose("unit_norm", "cpu").reason == "cpp kernels serve cpu"
+
+
+def test_an_unknown_instruction_set_is_refused():
+    code = "import torch, hyperkernels as hk\ntry: hk.unit_norm(torch.ones(3))\nexcept ValueError as e: print(e)"
+    assert "must be baseline, avx2 or avx512; got scalar" in run(code, HYPERKERNELS_CPU_CAPABILITY="scalar")
+
+
 def test_a_forced_misfit_is_refused():
     with hk.backend("cuda"), pytest.raises(RuntimeError, match="forces the backend 'cuda' for margin_softmax on cpu"):
         hk.margin_softmax_loss(torch.randn(2, 3), torch.randn(4, 3), torch.tensor([0, 1]))

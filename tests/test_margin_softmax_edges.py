@@ -9,6 +9,13 @@ from margin_softmax_cases import BACKENDS, MARGINS, loss_and_gradients, problem
 import hyperkernels as hk
 
 
+@pytest.fixture
+def backend(request):
+    with hk.backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("margin", [*MARGINS, hk.margins.ArcFace(0.5, past_pi="wrap")])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -26,7 +33,7 @@ import hyperkernels as hk
         "empty",
     ],
 )
-def test_finite(dtype, margin, smoothing, edit):
+def test_finite(backend, dtype, margin, smoothing, edit):
     n, c = {"one row": (1, 40), "one class": (8, 1), "empty": (0, 40)}.get(edit, (8, 40))
     x, weight, target = (v.detach() for v in problem(n, c, 16, dtype))
     if edit == "zero row":
@@ -60,8 +67,9 @@ def test_learned_samples_keep_their_relative_precision():
     torch.testing.assert_close(loss.double(), truth, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-11, 1e11, 1e30])
-def test_norms_neither_overflow_nor_vanish(magnitude):
+def test_norms_neither_overflow_nor_vanish(backend, magnitude):
     x, weight, target = problem(9, 50, 24)
     big = weight.detach() * magnitude
     wanted = loss_and_gradients(x.double(), big.double(), target, eps=1e-37)
@@ -71,7 +79,8 @@ def test_norms_neither_overflow_nor_vanish(magnitude):
     torch.testing.assert_close(got[2].double() * magnitude, wanted[2] * magnitude, rtol=1e-3, atol=1e-5)
 
 
-def test_ignored_rows_cannot_poison():
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_ignored_rows_cannot_poison(backend):
     x, weight, target = problem(5, 30, 8)
     clean = loss_and_gradients(x[1:], weight, target[1:])
     x = x.detach().clone()
@@ -82,8 +91,9 @@ def test_ignored_rows_cannot_poison():
     assert not dx[0].any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_bad_data_shows(bad):
+def test_bad_data_shows(backend, bad):
     x, weight, target = (v.detach() for v in problem(5, 600, 8))
     x[3, 2] = bad
     loss = hk.margin_softmax_loss(x, weight, target, reduction="none")
@@ -99,6 +109,52 @@ def test_targets_out_of_range():
             target[4] = wrong
             with hk.backend(backend), pytest.raises(IndexError, match="target"):
                 hk.margin_softmax_loss(x, weight, target)
+
+
+def test_second_and_forward_mode_derivatives_are_refused_not_dropped():
+    x, weight, target = problem(5, 30, 8)
+    (dx,) = torch.autograd.grad(hk.margin_softmax_loss(x, weight, target), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="the class softmax has no second derivative"):
+        torch.autograd.grad(dx.square().sum(), x)
+
+    def loss(x):
+        return hk.margin_softmax_loss(x, weight.detach(), target, scale=4.0)
+
+    arguments = (x.detach(),), (torch.randn(5, 8),)
+    with pytest.raises(RuntimeError, match="class_statistics has no forward-mode derivative"):
+        torch.func.jvp(loss, *arguments)
+    with hk.backend("reference"):
+        assert torch.func.jvp(loss, *arguments)[1] != 0
+        (dx,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        assert torch.autograd.grad(dx.square().sum(), x)[0].any()
+
+
+def test_a_learned_margin_survives_an_ignored_row():
+    x, weight, target = problem(5, 30, 8)
+    x = x.detach().clone()
+    x[0], target[0] = math.nan, -100
+    p = torch.tensor(0.1, requires_grad=True)
+    hk.margin_softmax_loss(x, weight, target, margin=lambda cos, norm: cos - p * norm).backward()
+    assert p.grad.isfinite() and p.grad != 0
+
+
+def test_autocast_leaves_the_cosines_alone():
+    x, weight, target = problem(5, 30, 8)
+    wanted = hk.margin_softmax_loss(x, weight, target)
+    for backend in BACKENDS:
+        with hk.backend(backend), torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = hk.margin_softmax_loss(x, weight, target)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, wanted)
+
+
+def test_without_an_error_a_target_out_of_range_is_nan():
+    """Where no device-side error can be raised, here under torch.compile."""
+    x, weight, target = problem(5, 30, 8)
+    target[4] = 30
+    with hk.backend("reference"):
+        loss = torch.compile(hk.margin_softmax_loss, backend="eager")(x, weight, target, reduction="none")
+    assert loss.isnan().tolist() == [False, False, False, False, True]
 
 
 def test_backward_twice():
@@ -134,6 +190,7 @@ X, W, T = torch.randn(4, 3), torch.randn(5, 3), torch.zeros(4, dtype=torch.int64
         ((X, W.to("meta"), T), {}, ValueError, "weight must be on the device of x"),
         ((X, W, T), {"scale": 0}, ValueError, "scale must be greater than 0.0; got 0"),
         ((X, W, T), {"scale": math.inf}, ValueError, "scale must be finite"),
+        ((X, W, T), {"scale": 1e39}, ValueError, "scale must be in"),
         ((X, W, T), {"reduction": "avg"}, ValueError, "reduction must be one of 'none', 'mean', 'sum'; got 'avg'"),
         ((X, W, T), {"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0.0, 1.0\]; got 1.5"),
         ((X, W, T), {"margin": 0.5}, TypeError, "margin must be callable"),

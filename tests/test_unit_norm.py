@@ -24,7 +24,13 @@ def with_grad(f, x, g):
 
 
 def check(x, eps=1e-12, dim=-1):
-    """Forward and backward of the native kernel against F.normalize in float64 and in the dtype of x."""
+    """Forward and backward of each backend against F.normalize in float64 and in the dtype of x."""
+    with hk.backend("reference"):
+        check_one(x, eps, dim)
+    return check_one(x, eps, dim)
+
+
+def check_one(x, eps, dim):
     g = torch.randn(x.shape, dtype=torch.float64).to(x.dtype)
     ours = with_grad(lambda v: hk.unit_norm(v, dim=dim, eps=eps), x, g)
     peer = with_grad(lambda v: F.normalize(v, dim=dim, eps=eps), x, g)
@@ -95,6 +101,33 @@ def test_special_rows(dtype, special):
     x[1, 5] = special
     x[2] = special
     check(x)
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_that_keeps_its_graph_is_the_same(magnitude, backend):
+    x = (torch.randn(3, 8) * magnitude).requires_grad_()
+    with hk.backend(backend):
+        y = hk.unit_norm(x, eps=0.0)
+        (plain,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        (kept,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert plain.isfinite().all() and plain.any()
+    torch.testing.assert_close(kept.detach(), plain, rtol=1e-4, atol=1e-6 / magnitude)
+
+
+def test_forward_mode_is_refused_not_dropped():
+    x, v = torch.randn(3, 4), torch.randn(3, 4)
+    with pytest.raises(RuntimeError, match="unit_norm has no forward-mode derivative"):
+        torch.func.jvp(hk.unit_norm, (x,), (v,))
+    with hk.backend("reference"):
+        _, mine = torch.func.jvp(hk.unit_norm, (x,), (v,))
+    torch.testing.assert_close(mine, torch.func.jvp(F.normalize, (x,), (v,))[1])
+
+
+def test_contiguous_input_gives_contiguous_output():
+    assert hk.unit_norm(torch.randn(2, 3, 4), dim=1).is_contiguous()
+    images = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert hk.unit_norm(images, dim=1).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_zero_rows_divide_by_eps():

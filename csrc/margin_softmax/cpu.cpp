@@ -39,9 +39,11 @@ struct Plan {
   // Calls f(lane) for every lane, in parallel; f may use ATen.
   template <class F>
   void over_lanes(F f) const {
-    at::parallel_for(0, lanes(), 1, [&](int64_t begin, int64_t end) {
+    // At least two items, or a single lane would run outside a parallel region, where GEMMs take all threads and their
+    // sums come out in another order.
+    at::parallel_for(0, std::max<int64_t>(2, lanes()), 1, [&](int64_t begin, int64_t end) {
       at::AutoDispatchBelowADInplaceOrView guard;
-      for (int64_t lane = begin; lane < end; ++lane) f(lane);
+      for (int64_t lane = begin; lane < std::min(end, lanes()); ++lane) f(lane);
     });
   }
 
@@ -72,16 +74,22 @@ void check_targets(const int64_t* target, const Plan& plan, int64_t ignore_index
   }
 }
 
-// x^ [N, D], a row of zeros where the row is ignored; norm [N]. Unit rows are what the tiles multiply.
+// x^ [N, D] and norm [N], zeros where the row is ignored. Unit rows are what the tiles multiply.
 struct UnitRows {
   template <class T>
   static HK_INLINE void run(const T* x, const int64_t* target, int64_t rows, int64_t dim, double eps,
                             int64_t ignore_index, T* unit, T* norm) {
     for (int64_t i = 0; i < rows; ++i, x += dim, unit += dim) {
+      if (target[i] == ignore_index) {
+        norm[i] = 0;
+        for (int64_t k = 0; k < dim; ++k) unit[k] = 0;
+        continue;
+      }
       const double length = std::sqrt(simd::sum_squares(x, dim));
       norm[i] = T(length);
       const T inverse = T(1 / (length < eps ? eps : length));
-      for (int64_t k = 0; k < dim; ++k) unit[k] = target[i] == ignore_index ? T(0) : x[k] * inverse;
+#pragma omp simd
+      for (int64_t k = 0; k < dim; ++k) unit[k] = x[k] * inverse;
     }
   }
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .margins import ArcFace, Margin
 from .op import ClassStatistics as ClassStatistics
 
 _DTYPES = (torch.float64, torch.float32)
+_LARGEST_SCALE = 1e30  # float32 must hold its products
 _REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -32,6 +34,10 @@ def _check_inputs(x: Any, weight: Any, target: Any, ignore_index: Any, workspace
     _check.integer("ignore_index", ignore_index)
     if workspace is not None:
         _check.integer("workspace", workspace, minimum=0)
+    if target.device.type != "cpu" and os.environ.get("HYPERKERNELS_CHECK") == "1":
+        wrong = (target != ignore_index) & ((target < 0) | (target >= weight.shape[0]))
+        if bool(wrong.any()):
+            raise IndexError(f"target must lie in [0, {weight.shape[0]}) or equal ignore_index={ignore_index}")
 
 
 def class_statistics(
@@ -59,9 +65,9 @@ def class_statistics(
         x: embeddings [N, D], float32 or float64, any norm.
         weight: class centres [C, D] of the same dtype, any norm.
         target: class indices [N], int64, in [0, C) or equal to ``ignore_index``.
-        scale: inverse temperature s, above 0.
-        ignore_index: rows with this target take no part: neg_lse and hardest_cos are -inf, target_cos and neg_cos_sum
-            0, hardest_class -1, and their gradient is zero, whatever they hold.
+        scale: inverse temperature s, above 0, at most 1e30.
+        ignore_index: rows with this target take no part: neg_lse and hardest_cos are -inf, target_cos, x_norm and
+            neg_cos_sum 0, hardest_class -1, and their gradient is zero, whatever they hold.
         workspace: bytes the forward may keep for the backward; None grants a quarter of the bytes of ``weight``, at
             least 16 MiB. Cosines that fit are kept, the rest are computed again, so more bytes buy speed and never
             change the result's meaning.
@@ -72,14 +78,15 @@ def class_statistics(
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
-        IndexError: a target out of range (CPU).
+        IndexError: a target out of range, on the CPU. Elsewhere such a row is NaN, unless HYPERKERNELS_CHECK=1 asks for
+            the error at the price of a synchronisation.
     """
     _check_inputs(x, weight, target, ignore_index, workspace)
     return op.class_statistics(
         x,
         weight,
         target,
-        _check.number("scale", scale, above=0.0),
+        _check.number("scale", scale, above=0.0, maximum=_LARGEST_SCALE),
         _check.number("eps", eps, above=0.0),
         ignore_index,
         workspace,
@@ -111,7 +118,7 @@ def margin_softmax_loss(
         target: class indices [N], int64, in [0, C) or equal to ``ignore_index``.
         margin: a callable ``(target_cos [N], x_norm [N]) -> target logit / scale [N]``; ``hk.margins`` has the usual
             ones.
-        scale: inverse temperature s, above 0.
+        scale: inverse temperature s, above 0, at most 1e30.
         reduction: ``"mean"`` over the rows that are not ignored (0 if all are), ``"sum"``, or ``"none"`` for [N].
         ignore_index: rows with this target have zero loss and zero gradient.
         label_smoothing: in [0, 1], the convention of ``F.cross_entropy``: every class gets label_smoothing / C of the
@@ -124,7 +131,8 @@ def margin_softmax_loss(
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
-        IndexError: a target out of range (CPU).
+        IndexError: a target out of range, on the CPU. Elsewhere such a row is NaN, unless HYPERKERNELS_CHECK=1 asks for
+            the error at the price of a synchronisation.
     """
     _check_inputs(x, weight, target, ignore_index, workspace)
     if not callable(margin):
@@ -134,7 +142,7 @@ def margin_softmax_loss(
         weight,
         target,
         margin,
-        _check.number("scale", scale, above=0.0),
+        _check.number("scale", scale, above=0.0, maximum=_LARGEST_SCALE),
         _check.choice("reduction", reduction, _REDUCTIONS),
         ignore_index,
         _check.number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0),

@@ -55,7 +55,7 @@ class ArcFace:
     """Additive angular margin: psi = cos(theta + m). ArcFace, Deng et al., 2019 (arXiv 1801.07698).
 
     Args:
-        m: margin in radians, in [0, pi].
+        m: margin in radians, in [0, pi/2].
         gradient: ``"exact"`` or ``"straight_through"`` (see the module).
         past_pi: what happens where theta + m > pi. There cos(theta + m) grows again with theta, so a sample far from
             its centre would be rewarded for moving further. ``"linear"`` (default) continues with cos(theta) - m
@@ -70,7 +70,7 @@ class ArcFace:
     past_pi: str = "linear"
 
     def __post_init__(self) -> None:
-        _check.number("m", self.m, minimum=0.0, maximum=math.pi)
+        _check.number("m", self.m, minimum=0.0, maximum=math.pi / 2)
         _check.choice("gradient", self.gradient, _GRADIENTS)
         _check.choice("past_pi", self.past_pi, ("linear", "wrap"))
 

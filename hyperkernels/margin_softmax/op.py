@@ -17,14 +17,14 @@ from . import reference
 LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
 
 LIBRARY.define(
-    "class_statistics(Tensor x, Tensor weight, Tensor target, float scale, float eps, int ignore_index, int block, "
-    "int kept_blocks) -> (Tensor neg_lse, Tensor target_cos, Tensor x_norm, Tensor hardest_cos, Tensor hardest_class, "
-    "Tensor neg_cos_sum, Tensor log_sum, Tensor w_norm, Tensor kept)"
+    "class_statistics(Tensor x, Tensor weight, Tensor target, float scale, float eps, int ignore_index, "
+    "SymInt block, SymInt kept_blocks) -> (Tensor neg_lse, Tensor target_cos, Tensor x_norm, Tensor hardest_cos, "
+    "Tensor hardest_class, Tensor neg_cos_sum, Tensor log_sum, Tensor w_norm, Tensor kept)"
 )
 LIBRARY.define(
     "class_statistics_backward(Tensor d_neg_lse, Tensor d_target_cos, Tensor d_x_norm, Tensor d_neg_cos_sum, Tensor x, "
     "Tensor weight, Tensor target, Tensor x_norm, Tensor hardest_cos, Tensor log_sum, Tensor w_norm, Tensor kept, "
-    "float scale, float eps, int ignore_index, int block, int kept_blocks, bool need_x, "
+    "float scale, float eps, int ignore_index, SymInt block, SymInt kept_blocks, bool need_x, "
     "bool need_weight) -> (Tensor dx, Tensor dweight)"
 )
 
@@ -86,7 +86,15 @@ def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
     return (dx if need_x else None, dweight if need_weight else None, *[None] * 6)
 
 
+def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
+    raise RuntimeError(
+        "the class softmax has no second derivative in its kernels; use hyperkernels.backend('reference') for one"
+    )
+
+
 torch.library.register_autograd("hyperkernels::class_statistics", _backward, setup_context=_setup_context, lib=LIBRARY)
+# Without this torch would take the gradient for a constant and lose the second derivative in silence.
+torch.library.register_autograd("hyperkernels::class_statistics_backward", _no_second_derivative, lib=LIBRARY)
 
 
 def class_statistics(
@@ -98,8 +106,10 @@ def class_statistics(
     ignore_index: int,
     workspace: int | None,
 ) -> ClassStatistics:
-    if _backend.select("margin_softmax", x.device) == "reference":
+    backend = _backend.select("margin_softmax", x.device)
+    if backend == "reference":
         return ClassStatistics(*reference.class_statistics(x, weight, target, scale, eps, ignore_index))
+    _backend.refuse_forward_mode("class_statistics", x, weight)
     for_backward = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     budget = workspace if for_backward else 0
     block, kept_blocks = plan(x.shape[0], weight.shape[0], x.shape[1], x.element_size(), budget)

@@ -42,7 +42,8 @@ def unit_norm(x: torch.Tensor, dim: int = -1, eps: float = 1e-12) -> torch.Tenso
     dim, eps = _check_inputs(x, dim, eps)
     if dim in (-1, x.dim() - 1):
         return op.unit_norm(x, eps)
-    return op.unit_norm(x.movedim(dim, -1), eps).movedim(-1, dim)
+    y = op.unit_norm(x.movedim(dim, -1), eps).movedim(-1, dim)
+    return y.contiguous() if x.is_contiguous() else y
 
 
 def unit_norm_(x: torch.Tensor, dim: int = -1, eps: float = 1e-12) -> torch.Tensor:

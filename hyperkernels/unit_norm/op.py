@@ -75,6 +75,7 @@ def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     backend = _backend.select("unit_norm", x.device)
     if backend == "reference":
         return reference.unit_norm(x, eps)
+    _backend.refuse_forward_mode("unit_norm", x)
     ops = torch.ops.hyperkernels
     return ops.unit_norm_triton(x, eps) if backend == "triton" else ops.unit_norm(x, eps)
 
