@@ -69,7 +69,7 @@ def class_statistics(
         ignore_index: rows with this target take no part: neg_lse and hardest_cos are -inf, target_cos, x_norm and
             neg_cos_sum 0, hardest_class -1, and their gradient is zero, whatever they hold.
         workspace: bytes the forward may keep for the backward; None grants a quarter of the bytes of ``weight``, at
-            least 16 MiB. Cosines that fit are kept, the rest are computed again, so more bytes buy speed and never
+            least 4 MiB. Cosines that fit are kept, the rest are computed again, so more bytes buy speed and never
             change the result's meaning.
         eps: floor of the norms that divide. A row shorter than eps gets a zero gradient.
 

@@ -28,7 +28,7 @@ LIBRARY.define(
     "bool need_weight) -> (Tensor dx, Tensor dweight)"
 )
 
-SMALL = 16 * 2**20  # bytes that nobody misses
+SMALL = 4 * 2**20  # bytes that nobody misses
 
 
 class ClassStatistics(NamedTuple):
