@@ -22,12 +22,15 @@ def rows(device: str = "cpu", quick: bool = False) -> list[list[Row]]:
     return [f(*s, dtype, device, samples) for s in shapes for dtype in dtypes for f in (_forward, _backward)]
 
 
-def _backends(device: str) -> dict[str, str]:
-    """Display name -> backend; the default one carries our name."""
-    return {OURS: "cuda", "  Triton": "triton"} if device == "cuda" else {OURS: "cpp"}
+def _backends(device: str) -> dict[str, str | None]:
+    """Display name -> backend to force; None for the device's own, which carries our name."""
+    return {OURS: None, "  Triton": "triton"} if device == "cuda" else {OURS: None}
 
 
-def _forced(backend: str, f):
+def _forced(backend: str | None, f):
+    if backend is None:
+        return f
+
     def run(i: int):
         with hk.backend(backend):
             return f(i)
