@@ -136,6 +136,12 @@ def choose(family: str, device_type: str) -> Choice:
         if obstacle is not None:
             raise RuntimeError(f"{source} forces the backend {forced!r} for {family} on {device_type}, but {obstacle}")
         return Choice(forced, f"forced by {source}")
+    return _default(family, device_type)
+
+
+@cache
+def _default(family: str, device_type: str) -> Choice:
+    """The first of the device's own backends that can run the family."""
     obstacles: list[str] = []
     for name in {"cpu": ("cpp",), "cuda": ("cuda", "triton")}.get(device_type, ()):
         obstacle = _unavailable(family, name, device_type)
@@ -152,13 +158,24 @@ def _warn_once(family: str, device_type: str, reason: str) -> None:
     )
 
 
-def select(family: str, device: torch.device) -> str:
-    """`choose`, with one warning per process where an op falls back to the reference unasked."""
-    choice = choose(family, device.type)
-    if choice.backend == "reference" and not choice.reason.startswith("forced"):
-        if device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
-            _warn_once(family, device.type, choice.reason)
+def _default_backend(family: str, device_type: str) -> str:
+    """The device's own backend, with one warning per process where that is the reference for want of kernels."""
+    choice = _default(family, device_type)
+    if choice.backend == "reference" and device_type in ("cpu", "cuda"):
+        _warn_once(family, device_type, choice.reason)
     return choice.backend
+
+
+# Facts of the machine: a compiler calls the function once and traces nothing. The mark is the one that
+# torch.compiler.assume_constant_result makes, which would import the whole compiler.
+_default_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def select(family: str, device: torch.device) -> str:
+    """The backend that runs `family` on tensors of that device."""
+    if _forced or os.environ.get(ENV_VARIABLE):
+        return choose(family, device.type).backend
+    return _default_backend(family, device.type)
 
 
 def refuse_forward_mode(op: str, *tensors: torch.Tensor) -> None:

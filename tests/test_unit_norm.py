@@ -124,6 +124,14 @@ def test_forward_mode_is_refused_not_dropped():
     torch.testing.assert_close(mine, torch.func.jvp(F.normalize, (x,), (v,))[1])
 
 
+def test_vmap_and_inference_mode():
+    x = torch.randn(3, 4, 5)
+    torch.testing.assert_close(torch.func.vmap(hk.unit_norm)(x), F.normalize(x, dim=-1))
+    with torch.inference_mode():
+        torch.testing.assert_close(hk.unit_norm(x), F.normalize(x, dim=-1))
+        hk.unit_norm_(x.clone())
+
+
 def test_contiguous_input_gives_contiguous_output():
     assert hk.unit_norm(torch.randn(2, 3, 4), dim=1).is_contiguous()
     images = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
