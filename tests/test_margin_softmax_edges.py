@@ -157,6 +157,29 @@ def test_without_an_error_a_target_out_of_range_is_nan():
     assert loss.isnan().tolist() == [False, False, False, False, True]
 
 
+def test_the_backward_op_reads_nothing_out_of_bounds():
+    x, weight, target = (v.detach() for v in problem(6, 40, 5))
+    constants = (8.0, 1e-12, -100, 16, 2)
+    out = torch.ops.hyperkernels.class_statistics(x, weight, target, *constants)
+    arguments = [
+        *(torch.randn(6) for _ in range(4)),
+        x,
+        weight,
+        target,
+        out[2],
+        out[3],
+        *out[6:],
+        *constants,
+        True,
+        True,
+    ]
+    torch.ops.hyperkernels.class_statistics_backward(*arguments)
+    for position in (*range(4), *range(7, 12)):
+        short = [a[:1] if i == position else a for i, a in enumerate(arguments)]
+        with pytest.raises(ValueError, match="must have one entry per"):
+            torch.ops.hyperkernels.class_statistics_backward(*short)
+
+
 def test_backward_twice():
     x, weight, target = problem(5, 3000, 8)
     loss = hk.margin_softmax_loss(x, weight, target, workspace=2**40)

@@ -94,7 +94,7 @@ struct UnitRows {
   }
 };
 
-// cos(x_i, w_y) from the raw rows, in double: the margin's slope can magnify its rounding error.
+// cos(x_i, w_y) from the unit row and the raw centre, in double: the margin's slope can magnify its rounding error.
 struct TargetCosines {
   template <class T>
   static HK_INLINE void run(const T* unit, const T* weight, const int64_t* target, int64_t rows, int64_t dim,
@@ -302,7 +302,13 @@ std::tuple<at::Tensor, at::Tensor> class_statistics_backward(
     const at::Tensor& kept, double scale, double eps, int64_t ignore_index, int64_t block, int64_t kept_blocks,
     bool need_x, bool need_weight) {
   const Plan plan = check(x, weight, target, block, kept_blocks);
-  TORCH_CHECK_VALUE(kept.numel() == kept_blocks * plan.n * block, "kept must hold kept_blocks tiles");
+  for (const at::Tensor* rows :
+       {&d_neg_lse, &d_target_cos, &d_x_norm, &d_neg_cos_sum, &x_norm, &hardest_cos, &log_sum}) {
+    TORCH_CHECK_VALUE(rows->numel() == plan.n && rows->scalar_type() == x.scalar_type(),
+                      "incoming gradients and saved statistics must have one entry per row of x, in its dtype");
+  }
+  TORCH_CHECK_VALUE(w_norm.numel() == plan.c && kept.numel() == kept_blocks * plan.n * block,
+                    "w_norm must have one entry per class, kept must hold kept_blocks tiles");
   const Saved saved{
       d_neg_lse.contiguous(),   d_target_cos.contiguous(), d_x_norm.contiguous(), d_neg_cos_sum.contiguous(),
       x.contiguous(),           weight.contiguous(),       target.contiguous(),   x_norm.contiguous(),

@@ -1,8 +1,7 @@
 """The unit-norm ops: schemas, shapes, autograd, and which backend runs them.
 
 Each operation exists twice in the dispatcher: `unit_norm` has the C++ kernel for CPU tensors and the CUDA C++ kernel
-    for CUDA
-tensors, `unit_norm_triton` the Triton kernel. All work on the last dimension and return contiguous tensors.
+for CUDA tensors, `unit_norm_triton` the Triton kernel. All work on the last dimension and return contiguous tensors.
 """
 
 from __future__ import annotations
@@ -93,7 +92,6 @@ def unit_norm_(x: torch.Tensor, eps: float) -> None:
         return
     ops = torch.ops.hyperkernels
     (ops.unit_norm__triton if backend == "triton" else ops.unit_norm_)(x, eps)
-    # The dispatcher leaves the version counter of a custom op's argument alone; autograd relies on it to refuse a stale
-    # x.
+    # The dispatcher leaves the version counter of a custom op's argument alone; autograd needs it to refuse a stale x.
     if not torch.compiler.is_compiling() and not x.is_inference():
         torch.autograd.graph.increment_version(x)
