@@ -13,7 +13,12 @@ from pathlib import Path
 
 from setuptools import setup
 
-SOURCES = ["csrc/bindings.cpp", "csrc/simd.cpp", "csrc/unit_norm/cpu.cpp", "csrc/margin_softmax/cpu.cpp"]
+SOURCES = [
+    "csrc/bindings.cpp",
+    "csrc/simd.cpp",
+    "csrc/unit_norm/cpu.cpp",
+    *(f"csrc/margin_softmax/{part}.cpp" for part in ("problem", "products", "forward", "backward")),
+]
 CUDA_SOURCES = ["csrc/bindings_cuda.cpp", "csrc/unit_norm/cuda.cu"]
 
 

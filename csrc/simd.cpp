@@ -48,6 +48,15 @@ const char* capability_name() {
   }
 }
 
+bool multiplies_bfloat16() {
+#ifdef HK_X86
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has && capability() == Capability::kAvx512;
+#else
+  return false;
+#endif
+}
+
 const char* compiled_capabilities() {
 #ifdef HK_X86
   return "baseline, avx2, avx512";

@@ -15,6 +15,7 @@
 #define HK_X86 1
 #define HK_AVX2 __attribute__((target("avx2,fma,bmi2")))
 #define HK_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")))
+#define HK_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi2")))
 #endif
 
 namespace hyperkernels::simd {
@@ -24,6 +25,8 @@ enum class Capability { kBaseline, kAvx2, kAvx512 };
 // The widest set that processor and system support; HYPERKERNELS_CPU_CAPABILITY=baseline|avx2|avx512 lowers it.
 Capability capability();
 const char* capability_name();
+// Whether HK_AVX512_BF16 may run: the processor has it and capability() is not lowered.
+bool multiplies_bfloat16();
 // What this build holds, e.g. "baseline, avx2, avx512".
 const char* compiled_capabilities();
 
@@ -149,6 +152,81 @@ HK_INLINE double exp(double x) {
   p = p * r + 1.0;
   const double power = bits<double>((bits<uint64_t>(shifted) << 52) + 0x3ff0000000000000ull);
   return x < -708.39 ? 0.0 : p * power;
+}
+
+// sin(r) for |r| <= pi / 2.
+HK_INLINE float sin_reduced(float r) {
+  const float q = r * r;
+  float p = 2.6083159809786593541503e-06f;
+  p = p * q - 0.0001981069071916863322258f;
+  p = p * q + 0.00833307858556509017944336f;
+  p = p * q - 0.166666597127914428710938f;
+  return r + r * q * p;
+}
+
+// x - n * pi / 2 without losing digits, n a whole number below 2^12.
+HK_INLINE float less_quarter_turns(float x, float n) {
+  return ((x - n * 1.5703125f) - n * 4.837512969970703125e-4f) - n * 7.54978995489188216e-8f;
+}
+
+// sine and cosine of |x| up to some thousands; the error is about one unit in the last place of 1.
+HK_INLINE float sin(float x) {
+  const float shifted = x * 0.318309886183790672f + 12582912.f;
+  const float r = sin_reduced(less_quarter_turns(x, 2 * (shifted - 12582912.f)));
+  return bits<float>(bits<uint32_t>(r) ^ (bits<uint32_t>(shifted) << 31));
+}
+
+HK_INLINE float cos(float x) {
+  const float shifted = (x * 0.318309886183790672f - 0.5f) + 12582912.f;
+  const float r = sin_reduced(less_quarter_turns(x, 2 * (shifted - 12582912.f) + 1));
+  return bits<float>(bits<uint32_t>(r) ^ (~bits<uint32_t>(shifted) << 31));
+}
+
+// acos(x) for -1 <= x <= 1.
+HK_INLINE float acos(float x) {
+  const float magnitude = x < 0 ? -x : x;
+  const bool steep = magnitude > 0.5f;
+  const float q = steep ? 0.5f - 0.5f * magnitude : magnitude * magnitude;
+  const float t = steep ? std::sqrt(q) : magnitude;
+  float p = 4.2163199048e-2f;
+  p = p * q + 2.4181311049e-2f;
+  p = p * q + 4.5470025998e-2f;
+  p = p * q + 7.4953002686e-2f;
+  p = p * q + 1.6666752422e-1f;
+  const float asin = t + t * q * p;
+  const float shallow = 1.57079632679489662f - (x < 0 ? -asin : asin);
+  const float turned = x < 0 ? 3.14159265358979324f - 2 * asin : 2 * asin;
+  return steep ? turned : shallow;
+}
+
+// log(1 + y) for 0 <= y <= 1, by the series of 2 atanh(y / (2 + y)).
+HK_INLINE float log1p(float y) {
+  const float t = y / (2 + y), q = t * t;
+  float p = 2.f / 15;
+  p = p * q + 2.f / 13;
+  p = p * q + 2.f / 11;
+  p = p * q + 2.f / 9;
+  p = p * q + 2.f / 7;
+  p = p * q + 2.f / 5;
+  p = p * q + 2.f / 3;
+  return t * (2 + q * p);
+}
+
+HK_INLINE double sin(double x) { return std::sin(x); }
+HK_INLINE double cos(double x) { return std::cos(x); }
+HK_INLINE double acos(double x) { return std::acos(x); }
+HK_INLINE double log1p(double x) { return std::log1p(x); }
+
+// log(1 + e^x) and its derivative.
+template <class A>
+HK_INLINE A softplus(A x) {
+  return (x > 0 ? x : A(0)) + log1p(exp(x > 0 ? -x : x));
+}
+
+template <class A>
+HK_INLINE A sigmoid(A x) {
+  const A e = exp(x > 0 ? -x : x);
+  return (x > 0 ? A(1) : e) / (1 + e);
 }
 
 // Sum of a[i] * b[i] in type A. Partial sums of at most kChunk terms are added in double, so that the error of a long

@@ -3,8 +3,9 @@
 from . import nn
 from ._backend import backend
 from ._version import __version__
-from .margin_softmax import margins
+from .margin_softmax import margins, sub_centers
 from .margin_softmax.functional import ClassStatistics, class_statistics, margin_softmax_loss
+from .margin_softmax.sum_functional import sface_loss, sphereface2_loss, uniface_loss
 from .unit_norm.functional import unit_norm, unit_norm_
 
 __all__ = [
@@ -15,6 +16,10 @@ __all__ = [
     "margin_softmax_loss",
     "margins",
     "nn",
+    "sface_loss",
+    "sphereface2_loss",
+    "sub_centers",
+    "uniface_loss",
     "unit_norm",
     "unit_norm_",
 ]

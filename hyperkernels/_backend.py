@@ -6,10 +6,11 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from functools import cache
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import NamedTuple
 
 import torch
@@ -153,8 +154,12 @@ def _default(family: str, device_type: str) -> Choice:
 
 @cache
 def _warn_once(family: str, device_type: str, reason: str) -> None:
+    frame: FrameType | None = sys._getframe()
+    depth = 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("hyperkernels"):
+        frame, depth = frame.f_back, depth + 1
     warnings.warn(
-        f"hyperkernels runs {family} on {device_type} in plain PyTorch: {reason}", RuntimeWarning, stacklevel=5
+        f"hyperkernels runs {family} on {device_type} in plain PyTorch: {reason}", RuntimeWarning, stacklevel=depth
     )
 
 

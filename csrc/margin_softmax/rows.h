@@ -1,138 +1,319 @@
 // The vectorised inner loops of the class softmax: one tile of cosines, a row at a time.
+//
+// T is the dtype of x and weight, A the one of cosines, statistics and sums.
 #pragma once
 
-#include "../simd.h"
+#include "transforms.h"
 
 namespace hyperkernels::margin_softmax {
 
-// A running log-sum-exp of one row, kept as (largest cosine, sum of exp(scale * (cosine - largest))), and its hardest
-// class.
+// What the loops know of a row of x. The second half is the backward's.
+template <class A>
+struct Row {
+  A s, inverse_s;  // the scale and 1 / scale
+  A factor;        // cosine = product * factor * Tile::inverse
+  A parameters[kParameters];
+  int64_t own;  // the target, or -1: every class is a negative
+  bool active;  // false: the row is ignored
+
+  int64_t own_center;  // which of the target's centres is nearest
+  A slope;             // dL/dneg_lse
+  A constant;          // dL/dneg_cos_sum
+  A target;            // dL/dtarget_cos
+  A top;               // the largest logit among the negatives, by the scale
+  A log_sum;           // neg_lse - scale * top; apart from it, because scale * top alone would round away its digits
+};
+
+// A tile of cosines is [rows, ld] with the centres of a class side by side.
+template <class A>
+struct Tile {
+  int64_t first, classes, sub_centers, ld;
+  const A* inverse;      // [classes * sub_centers]  1 / max(|w_j|, eps), or 1
+  const A* class_scale;  // [classes]; both null where the problem has neither
+  const A* bias;         // [classes]
+
+  HK_INLINE int64_t centres() const { return classes * sub_centers; }
+  // The target's place among the tile's classes; `classes` where it is not here.
+  HK_INLINE int64_t own(const Row<A>& row) const {
+    return row.own >= first && row.own < first + classes ? row.own - first : classes;
+  }
+};
+
+// Rows of `classes` numbers for the loops: owned by a lane.
+template <class A>
+struct Scratch {
+  A *best, *winner, *value, *plain;
+};
+
+// A running log-sum-exp of one row, kept as (largest v, sum of exp(s (v - largest)), the same sum weighted by the
+// logit's share of the scale), with the sums and the hardest class that the same pass yields.
 struct RowState {
   double max = -std::numeric_limits<double>::infinity();
-  double sum = 0;
+  double sum = 0, weighted = 0;
+  double hardest_cos = -std::numeric_limits<double>::infinity();
   int64_t hardest = -1;
+  double neg_sum = 0, hard_sum = 0, hard_count = 0;
 
-  void merge(double other_max, double other_sum, int64_t other_hardest, double scale) {
-    if (other_max > max) {
-      sum = sum * std::exp(scale * (max - other_max)) + other_sum;
-      max = other_max;
-      hardest = other_hardest;
-    } else if (other_sum != 0) {  // also where it is NaN: a NaN row stays one
-      sum += std::isnan(other_sum) ? other_sum : other_sum * std::exp(scale * (other_max - max));
+  void merge(const RowState& other, double s) {
+    if (other.max > max) {
+      const double fade = std::exp(s * (max - other.max));
+      sum = sum * fade + other.sum;
+      weighted = weighted * fade + other.weighted;
+      max = other.max;
+    } else if (other.sum != 0) {  // also where it is NaN: a NaN row stays one
+      const double fade = std::isnan(other.sum) ? 1 : std::exp(s * (other.max - max));
+      sum += other.sum * fade;
+      weighted += other.weighted * fade;
     }
+    if (other.hardest_cos > hardest_cos) {
+      hardest_cos = other.hardest_cos;
+      hardest = other.hardest;
+    }
+    neg_sum += other.neg_sum;
+    hard_sum += other.hard_sum;
+    hard_count += other.hard_count;
   }
 };
 
-// Reads one class centre a row: norm [classes], and sum [D] += the unit centres.
+// |w_j| of centres [count, D], and what their products are multiplied by.
 struct CentreNorms {
-  template <class T>
-  static HK_INLINE void run(const T* w, int64_t classes, int64_t dim, double eps, T* norm, double* sum, T* partial) {
-    for (int64_t k = 0; k < dim; ++k) partial[k] = 0;
-    for (int64_t j = 0; j < classes; ++j, w += dim) {
-      const double length = std::sqrt(simd::sum_squares(w, dim));
-      norm[j] = T(length);
-      const T inverse = T(1 / (length < eps ? eps : length));
-#pragma omp simd
-      for (int64_t k = 0; k < dim; ++k) partial[k] += w[k] * inverse;
-    }
-    for (int64_t k = 0; k < dim; ++k) sum[k] += double(partial[k]);
+  template <class T, class A>
+  static HK_INLINE void run(const T* w, int64_t count, int64_t dim, A* norm) {
+    for (int64_t j = 0; j < count; ++j, w += dim) norm[j] = A(std::sqrt(simd::sum_squares(w, dim)));
   }
 };
 
-// Turns a tile of products x^ . w_j into cosines, in place, with -inf at each row's target, and folds it into the rows'
-// states.
-//   z        [rows, ld]   in: products, out: cosines
-//   inverse  [classes]    1 / max(|w_j|, eps)
-//   target   [rows]       class index of the row
-//   state    [rows]
-struct FoldTile {
-  template <class T>
-  static HK_INLINE void run(T* z, int64_t ld, int64_t rows, int64_t first_class, int64_t classes, const T* inverse,
-                            const int64_t* target, double scale, RowState* state) {
-    constexpr T kNone = -std::numeric_limits<T>::infinity();
-    const T s = T(scale);
-    for (int64_t i = 0; i < rows; ++i, z += ld) {
-      const int64_t own = target[i] - first_class;
-#pragma omp simd
-      for (int64_t j = 0; j < classes; ++j) z[j] *= inverse[j];
-      if (own >= 0 && own < classes) z[own] = kNone;
-      T largest = kNone;
-#pragma omp simd reduction(max : largest)
-      for (int64_t j = 0; j < classes; ++j) largest = z[j] > largest ? z[j] : largest;
-      const T shift = largest == kNone ? T(0) : largest;
-      T sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < classes; ++j) sum += simd::exp(s * (z[j] - shift));
-      int64_t hardest = -1;
-      if (largest > state[i].max) {
-        for (hardest = 0; z[hardest] != largest; ++hardest) {
-        }
-        hardest += first_class;
-      }
-      state[i].merge(double(largest), double(sum), hardest, scale);
+struct Inverses {
+  template <class A>
+  static HK_INLINE void run(const A* norm, int64_t count, double eps, bool normalize, A* inverse) {
+    for (int64_t j = 0; j < count; ++j) {
+      inverse[j] = normalize ? A(1 / (double(norm[j]) < eps ? eps : double(norm[j]))) : A(1);
     }
   }
 };
 
-// What the backward needs to know of a row.
-template <class T>
-struct RowGradient {
-  T slope;      // scale * dL/dneg_lse
-  T constant;   // dL/dneg_cos_sum
-  T target;     // dL/dtarget_cos
-  T top;        // largest cosine among the negatives
-  T log_sum;    // neg_lse - scale * top; apart from it, because scale * top alone would round away its digits
-  bool active;  // false: the row is ignored
-};
-
-// z_ij *= inverse_j: the products x^ . w_j become cosines, rounded as FoldTile rounds them.
+// z_ij *= factor_i * inverse_j: products become cosines.
 struct ScaleTile {
-  template <class T>
-  static HK_INLINE void run(T* z, int64_t ld, int64_t rows, int64_t classes, const T* inverse) {
-    for (int64_t i = 0; i < rows; ++i, z += ld) {
+  template <class A>
+  static HK_INLINE void run(A* z, int64_t rows, Tile<A> tile, const Row<A>* row) {
+    const A* inverse = tile.inverse;
+    const int64_t centres = tile.centres();
+    for (int64_t i = 0; i < rows; ++i, z += tile.ld) {
+      const A factor = row[i].factor;
 #pragma omp simd
-      for (int64_t j = 0; j < classes; ++j) z[j] *= inverse[j];
+      for (int64_t j = 0; j < centres; ++j) z[j] *= inverse[j] * factor;
     }
   }
 };
 
-// h_ij = g_ij / |w_j| from a tile of cosines, where g is the gradient of the cosines. c and h are [rows, ld] and may be
-// one array.
-struct GradientTile {
-  template <class T>
-  static HK_INLINE void run(const T* c, T* h, int64_t ld, int64_t rows, int64_t first_class, int64_t classes,
-                            const T* inverse, const int64_t* target, const RowGradient<T>* gradient, T s) {
-    for (int64_t i = 0; i < rows; ++i, c += ld, h += ld) {
-      const RowGradient<T> g = gradient[i];
-      if (!g.active || (g.slope == 0 && g.constant == 0)) {
-        for (int64_t j = 0; j < classes; ++j) h[j] = 0;
-      } else {
+// The largest cosine of each class and the centre that has it, the lowest where several do.
+template <class A>
+HK_INLINE void nearest_centres(const A* c, int64_t classes, int64_t sub_centers, A* best, A* winner) {
 #pragma omp simd
-        for (int64_t j = 0; j < classes; ++j) {
-          h[j] = (g.slope * simd::exp(s * (c[j] - g.top) - g.log_sum) + g.constant) * inverse[j];
+  for (int64_t j = 0; j < classes; ++j) best[j] = c[j * sub_centers], winner[j] = 0;
+  for (int64_t k = 1; k < sub_centers; ++k) {
+    const A number = A(k);
+#pragma omp simd
+    for (int64_t j = 0; j < classes; ++j) {
+      const A other = c[j * sub_centers + k];
+      const bool nearer = other > best[j] || other != other;
+      best[j] = nearer ? other : best[j];
+      winner[j] = nearer ? number : winner[j];
+    }
+  }
+}
+
+// Folds a tile of cosines into the rows' states. tile_lse, where not null, takes the tile's own log-sum-exp of each row.
+template <class K, bool kAffine>
+struct FoldTile {
+  template <class A>
+  static HK_INLINE void run(const A* z, int64_t rows, Tile<A> tile, Scratch<A> scratch, const Row<A>* row,
+                            RowState* state, A* tile_lse, int64_t lse_stride) {
+    constexpr A kNone = -std::numeric_limits<A>::infinity();
+    constexpr bool kValues = kAffine || !std::is_same<K, Cosine<A>>::value;  // else the cosine is the value
+    const A *class_scale = tile.class_scale, *bias = tile.bias;
+    const int64_t classes = tile.classes;
+    for (int64_t i = 0; i < rows; ++i, z += tile.ld) {
+      const A* c = z;
+      if (tile.sub_centers > 1) {
+        nearest_centres(z, classes, tile.sub_centers, scratch.best, scratch.winner);
+        c = scratch.best;
+      }
+      const K kind(row[i].parameters, row[i].s);
+      const A s = row[i].s, inverse_s = row[i].inverse_s;
+      A *value = scratch.value, *plain = scratch.plain;
+      const A* u = kAffine ? plain : c;      // what the hardest class is chosen by
+      const A* w = kValues ? value : c;      // the value without the bias
+      const int64_t own = tile.own(row[i]);  // it cuts the row in two
+      A largest = kNone, hardest = kNone, neg_sum = 0, hard_sum = 0, hard_count = 0;
+      for (int64_t begin = 0, end = own; begin < classes; begin = end + 1, end = classes) {
+#pragma omp simd reduction(+ : neg_sum, hard_sum, hard_count) reduction(max : largest, hardest)
+        for (int64_t j = begin; j < end; ++j) {
+          const A cosine = c[j];
+          const A weight = kAffine ? class_scale[j] : A(1), b = kAffine ? bias[j] : A(0), offset = b * inverse_s;
+          const A phi = weight * kind.at(cosine, b).value;
+          neg_sum += phi;
+          if constexpr (kValues && !K::kSum) value[j] = phi;
+          if constexpr (kAffine) plain[j] = weight * cosine + offset;
+          const A near = kAffine ? plain[j] : cosine, v = phi + offset;
+          hardest = near > hardest ? near : hardest;
+          if constexpr (kValues && !K::kSum) largest = v > largest ? v : largest;
+          if constexpr (K::kHard) {
+            hard_sum += kind.hard(cosine) ? cosine : A(0);
+            hard_count += kind.hard(cosine) ? A(1) : A(0);
+          }
         }
       }
-      const int64_t own = target[i] - first_class;
-      if (g.active && own >= 0 && own < classes) h[own] = g.target * inverse[own];
+      if (!kValues) largest = hardest;
+      const A shift = largest == kNone ? A(0) : largest;
+      A sum = 0, weighted = 0;
+      for (int64_t begin = 0, end = own; begin < classes && !K::kSum; begin = end + 1, end = classes) {
+#pragma omp simd reduction(+ : sum, weighted)
+        for (int64_t j = begin; j < end; ++j) {
+          const A v = kAffine ? w[j] + bias[j] * inverse_s : w[j];
+          const A e = simd::exp(s * (v - shift));
+          sum += e;
+          weighted += e * w[j];
+        }
+      }
+      int64_t place = -1;
+      if (hardest > state[i].hardest_cos) {
+        for (place = 0; place < classes && (place == own || u[place] != hardest); ++place) {
+        }
+        place += tile.first;
+      }
+      const RowState part{double(largest), double(sum),     double(weighted), double(hardest),
+                          place,           double(neg_sum), double(hard_sum), double(hard_count)};
+      state[i].merge(part, double(s));
+      if (tile_lse != nullptr) {
+        const double lse = double(s) * double(largest) + std::log(double(sum));
+        tile_lse[i * lse_stride] = largest == kNone && sum == 0 ? kNone : A(lse);
+      }
     }
   }
 };
 
-// v_r -= u_r <u_r, v_r> with u_r = w_r / norm_r, by rows; rows shorter than eps become zero.
-struct ProjectTangent {
-  template <class T>
-  static HK_INLINE void run(T* v, const T* w, const T* norm, int64_t rows, int64_t dim, double eps) {
-    for (int64_t r = 0; r < rows; ++r, v += dim, w += dim) {
-      if (double(norm[r]) < eps) {
-        for (int64_t k = 0; k < dim; ++k) v[k] = 0;
+// Takes the gradient g of the classes' cosines to the centres: h = g * inverse for the nearest, 0 for the others.
+template <class A>
+HK_INLINE void spread_to_centres(const A* g, const A* winner, Tile<A> tile, A* h) {
+  const A* inverse = tile.inverse;
+  const int64_t classes = tile.classes, sub_centers = tile.sub_centers;
+  if (sub_centers == 1) {
+#pragma omp simd
+    for (int64_t j = 0; j < classes; ++j) h[j] = g[j] * inverse[j];
+    return;
+  }
+  for (int64_t k = 0; k < sub_centers; ++k) {
+    const A number = A(k);
+#pragma omp simd
+    for (int64_t j = 0; j < classes; ++j) {
+      const int64_t at = j * sub_centers + k;
+      h[at] = winner[j] == number ? g[j] * inverse[at] : A(0);
+    }
+  }
+}
+
+// h_ij = g_ij * inverse_j from a tile of cosines, where g is the gradient of the cosines. c and h are [rows, ld] and may
+// be one array. class_sums, where the problem is affine: [2, classes] += the gradients of class_scale and bias.
+template <class K, bool kAffine>
+struct GradientTile {
+  template <class A>
+  static HK_INLINE void run(const A* z, A* h, int64_t rows, Tile<A> tile, Scratch<A> scratch, const Row<A>* row,
+                            A* class_sums) {
+    const A *class_scale = tile.class_scale, *bias = tile.bias;
+    A *scale_sums = class_sums, *bias_sums = class_sums + tile.classes;
+    const int64_t classes = tile.classes;
+    for (int64_t i = 0; i < rows; ++i, z += tile.ld, h += tile.ld) {
+      const Row<A>& r = row[i];
+      const int64_t own = tile.own(r);
+      if (!r.active || (r.slope == 0 && r.constant == 0)) {
+        for (int64_t j = 0; j < tile.centres(); ++j) h[j] = 0;
+      } else {
+        const A* c = z;
+        A* g = h;
+        if (tile.sub_centers > 1) {
+          nearest_centres(z, classes, tile.sub_centers, scratch.best, scratch.winner);
+          c = scratch.best;
+          g = scratch.value;
+        }
+        const K kind(r.parameters, r.s);
+        const A s = r.s, inverse_s = r.inverse_s, top = r.top, log_sum = r.log_sum, constant = r.constant;
+        const A slope = r.slope * s;
+        for (int64_t begin = 0, end = own; begin < classes; begin = end + 1, end = classes) {
+#pragma omp simd
+          for (int64_t j = begin; j < end; ++j) {
+            const A weight = kAffine ? class_scale[j] : A(1), b = kAffine ? bias[j] : A(0);
+            const Term<A> term = kind.at(c[j], b);
+            if constexpr (K::kSum) {
+              g[j] = constant * term.slope;
+              if constexpr (kAffine) bias_sums[j] += constant * term.bias_slope;
+            } else {
+              const A v = weight * term.value + b * inverse_s;
+              const A pull = slope * simd::exp(s * (v - top) - log_sum);
+              g[j] = (pull + constant) * (weight * term.slope);
+              if constexpr (kAffine) {
+                scale_sums[j] += (pull + constant) * term.value;
+                bias_sums[j] += pull * inverse_s;
+              }
+            }
+          }
+        }
+        spread_to_centres(static_cast<const A*>(g), static_cast<const A*>(scratch.winner), tile, h);
+      }
+      if (!r.active || own == classes) continue;
+      A* mine = h + own * tile.sub_centers;
+      for (int64_t k = 0; k < tile.sub_centers; ++k) mine[k] = 0;
+      mine[r.own_center] = r.target * tile.inverse[own * tile.sub_centers + r.own_center];
+    }
+  }
+};
+
+// out_r = v_r - u_r <u_r, v_r> with u_r = w_r / norm_r, by rows; rows shorter than eps become zero. Without `normalize`
+// out_r = v_r. out may be v.
+struct FinishCentres {
+  template <class T, class A>
+  static HK_INLINE void run(const A* v, const T* w, const A* norm, int64_t rows, int64_t dim, double eps,
+                            bool normalize, T* out) {
+    for (int64_t r = 0; r < rows; ++r, v += dim, w += dim, out += dim) {
+      if (!normalize) {
+        for (int64_t k = 0; k < dim; ++k) simd::store(out + k, v[k]);
+      } else if (double(norm[r]) < eps) {
+        for (int64_t k = 0; k < dim; ++k) simd::store(out + k, A(0));
+      } else {
+        const A inverse = A(1 / double(norm[r]));
+        A radial = 0;
+#pragma omp simd reduction(+ : radial)
+        for (int64_t k = 0; k < dim; ++k) radial += v[k] * (A(simd::load(w + k)) * inverse);
+#pragma omp simd
+        for (int64_t k = 0; k < dim; ++k) simd::store(out + k, v[k] - A(simd::load(w + k)) * inverse * radial);
+      }
+    }
+  }
+};
+
+// The gradient of x from that of x^ (of x where it is not normalised) and of |x|, given by d_norm.
+struct FinishRows {
+  template <class T, class A>
+  static HK_INLINE void run(const A* v, const T* x, const Row<A>* row, const A* norm, const A* d_norm, int64_t rows,
+                            int64_t dim, double eps, bool normalize, T* out) {
+    for (int64_t i = 0; i < rows; ++i, v += dim, x += dim, out += dim) {
+      const bool is_short = double(norm[i]) < eps;
+      if (!row[i].active || (is_short && normalize)) {
+        for (int64_t k = 0; k < dim; ++k) simd::store(out + k, A(0));
         continue;
       }
-      const T inverse = T(1 / double(norm[r]));
-      T radial = 0;
+      const A inverse = is_short ? A(0) : A(1 / double(norm[i]));
+      A radial = 0;
+      if (normalize) {
 #pragma omp simd reduction(+ : radial)
-      for (int64_t k = 0; k < dim; ++k) radial += v[k] * (w[k] * inverse);
+        for (int64_t k = 0; k < dim; ++k) radial += v[k] * (A(simd::load(x + k)) * inverse);
+      }
+      const A outer = normalize ? inverse : A(1), along = is_short ? A(0) : d_norm[i];
 #pragma omp simd
-      for (int64_t k = 0; k < dim; ++k) v[k] -= w[k] * inverse * radial;
+      for (int64_t k = 0; k < dim; ++k) {
+        const A u = is_short ? A(0) : A(simd::load(x + k)) * inverse;
+        simd::store(out + k, (v[k] - u * radial) * outer + along * u);
+      }
     }
   }
 };

@@ -3,24 +3,85 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import _check
-from . import losses, op
-from .margins import ArcFace, Margin
-from .op import ClassStatistics as ClassStatistics
+from . import losses
+from .margins.additive import ArcFace
+from .margins.base import Callback, Margin, as_margin
+from .negatives import Negatives
+from .op import Options, accumulate_dtype
 
-_DTYPES = (torch.float64, torch.float32)
-_LARGEST_SCALE = 1e30  # float32 must hold its products
+LARGEST_SCALE = 1e30  # float32 must hold its products
 _REDUCTIONS = ("none", "mean", "sum")
+SMOOTHING = ("all", "others")
 
 
-def _check_inputs(x: Any, weight: Any, target: Any, ignore_index: Any, workspace: Any) -> None:
-    _check.tensor("x", x, _DTYPES, dim=2)
-    _check.tensor("weight", weight, _DTYPES, dim=2)
+class ClassStatistics(NamedTuple):
+    """Per-row statistics of the class cosines, [N] each; ``hk.class_statistics`` says what each is."""
+
+    neg_lse: torch.Tensor
+    target_cos: torch.Tensor
+    x_norm: torch.Tensor
+    hardest_cos: torch.Tensor
+    hardest_class: torch.Tensor
+    neg_cos_sum: torch.Tensor
+    target_center: torch.Tensor
+    hard_cos_sum: torch.Tensor
+    hard_count: torch.Tensor
+    correct: torch.Tensor
+
+
+def _per_class(name: str, value: Any, classes: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    if value is None:
+        return None
+    _check.tensor(name, value, _check.FLOAT_DTYPES, dim=1)
+    _check.same_device(name, value, "x", like)
+    if value.shape[0] != classes:
+        raise ValueError(f"{name} must have one entry per class ({classes}); got shape {tuple(value.shape)}")
+    return value.to(dtype)
+
+
+def _per_row(value: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The scale, [N]."""
+    n = x.shape[0]
+    if not isinstance(value, torch.Tensor):
+        return torch.full(
+            (n,), _check.number("scale", value, above=0.0, maximum=LARGEST_SCALE), dtype=dtype, device=x.device
+        )
+    _check.tensor("scale", value, _check.FLOAT_DTYPES)
+    _check.same_device("scale", value, "x", x)
+    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, n)):
+        raise ValueError(f"scale must be a number, a scalar or [N] with N = {n}; got shape {tuple(value.shape)}")
+    return value.to(dtype).expand(n)
+
+
+def check_head(
+    x: Any,
+    weight: Any,
+    target: Any,
+    *,
+    scale: Any,
+    class_scale: Any = None,
+    bias: Any = None,
+    sub_centers: Any = 1,
+    normalize_x: bool = True,
+    normalize_weight: bool = True,
+    ignore_index: Any = -100,
+    absent_index: Any = None,
+    workspace: Any = None,
+    skip_budget: Any = 0.0,
+    skip_report: Any = None,
+    eps: Any = 1e-12,
+) -> losses.Head:
+    """The arguments that all heads share, checked, in the form that the op takes."""
+    _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
+    _check.tensor("weight", weight, _check.FLOAT_DTYPES, dim=2)
     _check.tensor("target", target, (torch.int64,), dim=1)
+    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype):
+        x, weight = (v.to(torch.get_autocast_dtype(v.device.type)) for v in (x, weight))
     if weight.dtype != x.dtype:
         raise TypeError(f"weight must have the dtype of x ({x.dtype}); got {weight.dtype}")
     _check.same_device("weight", weight, "x", x)
@@ -31,13 +92,49 @@ def _check_inputs(x: Any, weight: Any, target: Any, ignore_index: Any, workspace
         raise ValueError("weight must have at least one row (class); got none")
     if target.shape[0] != x.shape[0]:
         raise ValueError(f"target must have one entry per row of x ({x.shape[0]}); got shape {tuple(target.shape)}")
+    _check.integer("sub_centers", sub_centers, minimum=1)
+    if weight.shape[0] % sub_centers:
+        raise ValueError(f"weight must have sub_centers={sub_centers} rows per class; got {weight.shape[0]} rows")
+    classes = weight.shape[0] // sub_centers
     _check.integer("ignore_index", ignore_index)
+    if absent_index is not None and _check.integer("absent_index", absent_index) == ignore_index:
+        raise ValueError(f"absent_index must differ from ignore_index; both are {ignore_index}")
+    for name, index in (("ignore_index", ignore_index), ("absent_index", absent_index)):
+        if name == "absent_index" and index is not None and 0 <= index < classes:
+            raise ValueError(f"{name} must not be a class (0 to {classes - 1}); got {index}")
     if workspace is not None:
         _check.integer("workspace", workspace, minimum=0)
+    skip_budget = _check.number("skip_budget", skip_budget, minimum=0.0, maximum=1.0)
+    if skip_report is not None:
+        _check.tensor("skip_report", skip_report, (torch.float64,), dim=1)
+        _check.same_device("skip_report", skip_report, "x", x)
+        if skip_report.shape[0] != 2 or skip_report.requires_grad:
+            raise ValueError(f"skip_report must be [2] without gradient; got shape {tuple(skip_report.shape)}")
+    options = Options(
+        sub_centers=sub_centers,
+        normalize_x=bool(normalize_x),
+        normalize_weight=bool(normalize_weight),
+        eps=_check.number("eps", eps, above=0.0),
+        ignore_index=ignore_index,
+        absent_index=ignore_index if absent_index is None else absent_index,
+    )
     if target.device.type != "cpu" and os.environ.get("HYPERKERNELS_CHECK") == "1":
-        wrong = (target != ignore_index) & ((target < 0) | (target >= weight.shape[0]))
-        if bool(wrong.any()):
-            raise IndexError(f"target must lie in [0, {weight.shape[0]}) or equal ignore_index={ignore_index}")
+        elsewhere = (target == options.ignore_index) | (target == options.absent_index)
+        if bool((~elsewhere & ((target < 0) | (target >= classes))).any()):
+            raise IndexError(f"target must lie in [0, {classes}) or equal ignore_index={ignore_index}")
+    dtype = accumulate_dtype(x.dtype)
+    return losses.Head(
+        x,
+        weight,
+        target,
+        _per_row(scale, x, dtype),
+        _per_class("class_scale", class_scale, classes, x, dtype),
+        _per_class("bias", bias, classes, x, dtype),
+        options,
+        workspace,
+        skip_budget,
+        skip_report,
+    )
 
 
 def class_statistics(
@@ -45,52 +142,79 @@ def class_statistics(
     weight: torch.Tensor,
     target: torch.Tensor,
     *,
-    scale: float = 64.0,
+    scale: float | torch.Tensor = 64.0,
+    negatives: Negatives | None = None,
+    class_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sub_centers: int = 1,
+    normalize_x: bool = True,
+    normalize_weight: bool = True,
     ignore_index: int = -100,
+    absent_index: int | None = None,
     workspace: int | None = None,
     eps: float = 1e-12,
 ) -> ClassStatistics:
     """Statistics of the cosines between each row of ``x`` and every class centre, without the N x C matrix.
 
-    With c_ij = cos(x_i, weight_j) and y = target, for every row i:
+    With c_ij = cos(x_i, weight_j), y = target and the logits z_ij = scale_i * class_scale_j * c_ij + bias_j, for every
+    row i:
 
-    - ``neg_lse``: log sum over j != y_i of exp(scale * c_ij); -inf with a single class. Differentiable.
+    - ``neg_lse``: log sum over j != y_i of exp(z_ij); -inf with a single class. Differentiable.
     - ``target_cos``: c_i,y_i. Differentiable.
     - ``x_norm``: the norm of x_i. Differentiable.
-    - ``hardest_cos``, ``hardest_class``: the largest c_ij over j != y_i and its j (int64, lowest on ties); -inf and -1
-      where there is none. Not differentiable.
-    - ``neg_cos_sum``: sum over j != y_i of c_ij. Differentiable.
+    - ``hardest_cos``, ``hardest_class``: the largest class_scale_j * c_ij + bias_j / scale_i over j != y_i (the cosine
+      itself where there is neither) and its j (int64, lowest on ties); -inf and -1 where there is none.
+    - ``neg_cos_sum``: sum over j != y_i of class_scale_j * c_ij. Differentiable.
+    - ``target_center``: which of the sub-centres of y_i is the nearest, int64; 0 without sub-centres.
+    - ``hard_cos_sum``, ``hard_count``: of the negatives above the threshold of quadratic ``negatives``; 0 without.
+    - ``correct``: bool, the target has the largest logit.
 
     Args:
-        x: embeddings [N, D], float32 or float64, any norm.
-        weight: class centres [C, D] of the same dtype, any norm.
-        target: class indices [N], int64, in [0, C) or equal to ``ignore_index``.
-        scale: inverse temperature s, above 0, at most 1e30.
+        x: embeddings [N, D] in float64, float32, bfloat16 or float16, any norm.
+        weight: class centres [C * sub_centers, D] of the same dtype, any norm; row = class * sub_centers + centre.
+        target: class indices [N], int64, in [0, C) or equal to ``ignore_index`` or ``absent_index``.
+        scale: inverse temperature s, above 0: a number of at most 1e30, a scalar tensor, or one a row, [N].
+            Differentiable.
+        negatives: a transform of the negatives' cosines (``hyperkernels.margin_softmax.negatives``).
+        class_scale, bias: one a class, [C], or None. Differentiable.
+        sub_centers: K >= 1 centres a class; the cosine of a class is that of its nearest centre (lowest on ties).
+        normalize_x, normalize_weight: False takes the rows as they are: c_ij is then a product, not a cosine.
         ignore_index: rows with this target take no part: neg_lse and hardest_cos are -inf, target_cos, x_norm and
             neg_cos_sum 0, hardest_class -1, and their gradient is zero, whatever they hold.
+        absent_index: rows with this target have their class elsewhere (in another shard): every class here is a
+            negative of theirs, and their target_cos is 0. None: there are no such rows.
         workspace: bytes the forward may keep for the backward; None grants a quarter of the bytes of ``weight``, at
             least 4 MiB. Cosines that fit are kept, the rest are computed again, so more bytes buy speed and never
-            change the result's meaning.
+            change the result's meaning. On CUDA nothing is kept.
         eps: floor of the norms that divide. A row shorter than eps gets a zero gradient.
 
     Returns:
-        ClassStatistics, a named tuple of [N] tensors.
+        ClassStatistics, a named tuple of [N] tensors; the floating ones are float32, or float64 for float64 inputs.
+
+    Under autocast ``x`` and ``weight`` are cast as for a matrix product; statistics stay in float32.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
         IndexError: a target out of range, on the CPU. Elsewhere such a row is NaN, unless HYPERKERNELS_CHECK=1 asks for
             the error at the price of a synchronisation.
     """
-    _check_inputs(x, weight, target, ignore_index, workspace)
-    return op.class_statistics(
+    head = check_head(
         x,
         weight,
         target,
-        _check.number("scale", scale, above=0.0, maximum=_LARGEST_SCALE),
-        _check.number("eps", eps, above=0.0),
-        ignore_index,
-        workspace,
+        scale=scale,
+        class_scale=class_scale,
+        bias=bias,
+        sub_centers=sub_centers,
+        normalize_x=normalize_x,
+        normalize_weight=normalize_weight,
+        ignore_index=ignore_index,
+        absent_index=absent_index,
+        workspace=workspace,
+        eps=eps,
     )
+    statistics = head.statistics() if negatives is None else head.statistics(negatives)
+    return ClassStatistics(*statistics, head.correct(statistics))
 
 
 def margin_softmax_loss(
@@ -98,54 +222,98 @@ def margin_softmax_loss(
     weight: torch.Tensor,
     target: torch.Tensor,
     *,
-    margin: Margin = ArcFace(0.5),
-    scale: float = 64.0,
+    margin: Margin | Callback = ArcFace(0.5),
+    scale: float | torch.Tensor = 64.0,
+    class_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sub_centers: int = 1,
+    normalize_x: bool = True,
+    normalize_weight: bool = True,
     reduction: str = "mean",
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    smoothing_over: str = "all",
+    skip_budget: float = 0.0,
+    skip_report: torch.Tensor | None = None,
     workspace: int | None = None,
     eps: float = 1e-12,
-) -> torch.Tensor:
+    return_statistics: bool = False,
+) -> Any:  # a union would ask every caller for a cast
     """Softmax cross-entropy over scaled cosines with a margin on the target, without the logits.
 
     The loss of row i is -log p_y for logits z_y = scale * margin(cos(x_i, w_y), |x_i|) and z_j = scale * cos(x_i, w_j),
-    j != y. It equals ``F.cross_entropy`` of those logits exactly; nothing is approximated. See ArcFace (arXiv
-    1801.07698), CosFace (1801.09414), NormFace (1704.06369).
+    j != y. It equals ``F.cross_entropy`` of those logits exactly; nothing is approximated unless ``skip_budget`` asks
+    for it. See ArcFace (arXiv 1801.07698), CosFace (1801.09414), NormFace (1704.06369); ``hk.margins`` has the others.
+
+    With ``margin=hk.margins.NormFace()``, ``normalize_x=False``, ``normalize_weight=False`` and ``scale=1.0`` it is the
+    cross-entropy of ``F.linear(x, weight, bias)``.
 
     Args:
-        x: embeddings [N, D], float32 or float64, any norm: they are normalised inside.
-        weight: class centres [C, D] of the same dtype, normalised inside as well.
+        x: embeddings [N, D] in float64, float32, bfloat16 or float16, any norm: they are normalised inside.
+        weight: class centres [C * sub_centers, D] of the same dtype, normalised inside as well; row = class *
+            sub_centers + centre.
         target: class indices [N], int64, in [0, C) or equal to ``ignore_index``.
-        margin: a callable ``(target_cos [N], x_norm [N]) -> target logit / scale [N]``; ``hk.margins`` has the usual
-            ones.
-        scale: inverse temperature s, above 0, at most 1e30.
+        margin: one of ``hk.margins``, or a callable ``(target_cos [N], x_norm [N]) -> target logit / scale [N]``.
+        scale: inverse temperature s, above 0: a number of at most 1e30, a scalar tensor, or one a row, [N]. A tensor
+            may be learned.
+        class_scale: a factor of the logits a class, [C], or None; may be learned (nGPT's s_z, arXiv 2410.01131).
+        bias: a term of the logits a class, [C], or None; may be learned.
+        sub_centers: K >= 1 centres a class, the nearest counts (sub-center ArcFace, Deng et al., ECCV 2020).
+        normalize_x, normalize_weight: False takes the rows as they are.
         reduction: ``"mean"`` over the rows that are not ignored (0 if all are), ``"sum"``, or ``"none"`` for [N].
         ignore_index: rows with this target have zero loss and zero gradient.
-        label_smoothing: in [0, 1], the convention of ``F.cross_entropy``: every class gets label_smoothing / C of the
-            target mass.
+        label_smoothing: in [0, 1], the target mass that is spread.
+        smoothing_over: ``"all"``, the convention of ``F.cross_entropy``: every class gets label_smoothing / C of it.
+            ``"others"``: every class but the target gets label_smoothing / (C - 1).
+        skip_budget: in [0, 1]; 0 is exact. Otherwise the backward leaves out tiles of classes whose gradient cannot
+            matter: the L1 norm of what is dropped from the gradient of the negatives' logits is at most this share of
+            the whole, which the forward knows beforehand. Not together with label_smoothing, which reaches every class.
+        skip_report: a float64 tensor [2] that the backward fills with (the share of the gradient dropped, the share of
+            tiles skipped), or None.
         workspace: bytes the forward may keep for the backward (see ``class_statistics``).
         eps: floor of the norms that divide. A row of x or weight shorter than eps gets a zero gradient.
+        return_statistics: return ``(loss, ClassStatistics)``: hardest class, norms, whether each row is classified
+            right.
 
     Returns:
-        A scalar, or [N] for ``reduction="none"``, in the dtype of x.
+        A scalar, or [N] for ``reduction="none"``, in float32 (float64 for float64 inputs).
+
+    Under autocast ``x`` and ``weight`` are cast as for a matrix product; products are accumulated in float32 and never
+    rounded.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
         IndexError: a target out of range, on the CPU. Elsewhere such a row is NaN, unless HYPERKERNELS_CHECK=1 asks for
             the error at the price of a synchronisation.
     """
-    _check_inputs(x, weight, target, ignore_index, workspace)
     if not callable(margin):
         raise TypeError(f"margin must be callable as margin(target_cos, x_norm); got {type(margin).__name__}")
-    return losses.margin_softmax(
+    head = check_head(
         x,
         weight,
         target,
-        margin,
-        _check.number("scale", scale, above=0.0, maximum=_LARGEST_SCALE),
-        _check.choice("reduction", reduction, _REDUCTIONS),
-        ignore_index,
-        _check.number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0),
-        workspace,
-        _check.number("eps", eps, above=0.0),
+        scale=scale,
+        class_scale=class_scale,
+        bias=bias,
+        sub_centers=sub_centers,
+        normalize_x=normalize_x,
+        normalize_weight=normalize_weight,
+        ignore_index=ignore_index,
+        workspace=workspace,
+        skip_budget=skip_budget,
+        skip_report=skip_report,
+        eps=eps,
     )
+    margin = as_margin(margin)
+    margin.check(head.classes, bool(normalize_x), bool(normalize_weight))
+    label_smoothing = _check.number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
+    if label_smoothing and skip_budget:
+        raise ValueError("skip_budget must be 0 with label_smoothing, whose gradient reaches every class")
+    loss, statistics = losses.margin_softmax(
+        head,
+        margin,
+        _check.choice("reduction", reduction, _REDUCTIONS),
+        label_smoothing,
+        _check.choice("smoothing_over", smoothing_over, SMOOTHING),
+    )
+    return (loss, ClassStatistics(*statistics, head.correct(statistics))) if return_statistics else loss

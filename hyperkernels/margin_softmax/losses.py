@@ -2,11 +2,82 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
-from .margins import Margin
-from .op import class_statistics
+from .margins.base import Margin, Rows
+from .negatives import COSINE, Negatives
+from .op import Options, RowStatistics, class_statistics
+from .reference import unit_rows
+
+
+class Head(NamedTuple):
+    """One call of a head: its tensors, checked, and what it keeps for the backward."""
+
+    x: torch.Tensor  # [N, D]
+    weight: torch.Tensor  # [C*K, D]
+    target: torch.Tensor  # [N]
+    scale: torch.Tensor  # [N]
+    class_scale: torch.Tensor | None  # [C]
+    bias: torch.Tensor | None  # [C]
+    options: Options
+    workspace: int | None = None
+    skip_budget: float = 0.0
+    skip_report: torch.Tensor | None = None  # [2]
+
+    @property
+    def classes(self) -> int:
+        return self.weight.shape[0] // self.options.sub_centers
+
+    @property
+    def counted(self) -> torch.Tensor:
+        return self.target != self.options.ignore_index
+
+    @property
+    def target_class(self) -> torch.Tensor:
+        """The target where it can be looked up, 0 elsewhere: such rows do not count, or are NaN already."""
+        here = (self.target >= 0) & (self.target < self.classes) & self.counted
+        return torch.where(here, self.target, 0)
+
+    def statistics(self, negatives: Negatives = COSINE) -> RowStatistics:
+        return class_statistics(
+            self.x,
+            self.weight,
+            self.target,
+            self.scale,
+            self.class_scale,
+            self.bias,
+            negatives,
+            self.options._replace(negatives=negatives.kind),
+            self.workspace,
+            self.skip_budget,
+            self.skip_report,
+        )
+
+    def logits(self, psi: torch.Tensor) -> torch.Tensor:
+        """The logits [N] of the rows' own classes, given psi."""
+        if self.class_scale is not None:
+            psi = self.class_scale[self.target_class] * psi
+        logits = self.scale * psi
+        return logits if self.bias is None else logits + self.bias[self.target_class]
+
+    def correct(self, statistics: RowStatistics) -> torch.Tensor:
+        """bool [N]: the class of the largest logit, without margin, is the target."""
+        own = (self.logits(statistics.target_cos) / self.scale).detach()
+        return self.counted & (own > statistics.hardest_cos)
+
+    def rows_ahead(self) -> Rows:
+        """The rows as they are known before the pass over the classes, without gradient: N dot products."""
+        dtype, k = self.scale.dtype, self.options.sub_centers
+        with torch.no_grad():
+            x, x_norm = unit_rows(torch.where(self.counted[:, None], self.x, 0).to(dtype), self.options.eps)
+            cosines = []
+            for center in range(k):
+                own = self.weight[self.target_class * k + center].to(dtype)
+                cosines.append((x * unit_rows(own, self.options.eps)[0]).sum(1))
+            return Rows(torch.stack(cosines).amax(0), x_norm, self.target_class, self.counted)
 
 
 def reduce(loss: torch.Tensor, counted: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -18,25 +89,46 @@ def reduce(loss: torch.Tensor, counted: torch.Tensor, reduction: str) -> torch.T
 
 
 def margin_softmax(
-    x: torch.Tensor,  # [N, D]
-    weight: torch.Tensor,  # [C, D]
-    target: torch.Tensor,  # [N]
-    margin: Margin,
-    scale: float,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    workspace: int | None,
-    eps: float,
-) -> torch.Tensor:
-    """Cross-entropy of the margined logits: softplus(log-sum-exp of the others - scale * psi)."""
-    statistics = class_statistics(x, weight, target, scale, eps, ignore_index, workspace)
-    target_logit = scale * margin(statistics.target_cos, statistics.x_norm)
-    if target_logit.shape != target.shape:
-        raise ValueError(f"margin must return shape {tuple(target.shape)}; got {tuple(target_logit.shape)}")
+    head: Head, margin: Margin, reduction: str, label_smoothing: float, smoothing_over: str
+) -> tuple[torch.Tensor, RowStatistics]:
+    """Cross-entropy of the margined logits, softplus(log-sum-exp of the others - target logit), and the statistics."""
+    training = getattr(margin, "training", True)
+    negatives = COSINE
+    if margin.own_scale is not None:
+        head = head._replace(scale=margin.own_scale.to(head.scale).expand(head.scale.shape))
+        if training and margin.adapts_scale:
+            with torch.no_grad():
+                statistics = head.statistics()
+                rows = Rows(statistics.target_cos, statistics.x_norm, head.target_class, head.counted)
+                margin.update_scale(rows, statistics)
+            head = head._replace(scale=margin.own_scale.to(head.scale).expand(head.scale.shape))
+    if margin.looks_ahead:
+        rows = head.rows_ahead()
+        if training:
+            margin.update(rows)
+        negatives = margin.negatives(rows)
+
+    statistics = head.statistics(negatives)
+    rows = Rows(statistics.target_cos, statistics.x_norm, head.target_class, head.counted)
+    if training and not margin.looks_ahead:
+        with torch.no_grad():
+            margin.update(Rows(*(part.detach() for part in rows)))
+    psi = margin.target_logits(rows, statistics)
+    if psi.shape != head.target.shape:
+        raise ValueError(f"margin must return shape {tuple(head.target.shape)}; got {tuple(psi.shape)}")
+    target_logit = head.logits(psi)
     # logsigmoid keeps full relative precision where the sample is learned and lse - z_y would have cancelled to zero.
     loss = -F.logsigmoid(target_logit - statistics.neg_lse)
     if label_smoothing:
-        mean_logit = (target_logit + scale * statistics.neg_cos_sum) / weight.shape[0]
-        loss = loss + label_smoothing * (target_logit - mean_logit)
-    return reduce(loss, target != ignore_index, reduction)
+        others = head.scale * statistics.neg_cos_sum
+        if head.bias is not None:
+            others = others + head.bias.sum() - head.bias[head.target_class]
+        count = head.classes
+        if smoothing_over == "all":
+            loss = loss + label_smoothing * (target_logit - (target_logit + others) / count)
+        elif count > 1:
+            loss = loss + label_smoothing * (target_logit - others / (count - 1))
+    penalty = margin.penalty(rows)
+    if penalty is not None:
+        loss = loss + penalty
+    return reduce(loss, head.counted, reduction), statistics

@@ -1,38 +1,53 @@
 """The class-statistics op: schema, shapes, autograd, and which backend runs it.
 
-Two dispatcher ops carry the family, `class_statistics` and `class_statistics_backward`. The plan (how many classes a
-tile holds, how many tiles of cosines are kept for the backward) is made here from the sizes alone, so that shapes are
-known to the compiler and results do not depend on the machine.
+Each operation exists twice in the dispatcher, so that a forced backend holds in the backward too: `class_statistics`
+has the C++ kernels, `class_statistics_triton` the Triton kernels. The plan (how many classes a tile holds, how many
+tiles of cosines are kept for the backward) is made here from the sizes alone, so that shapes are known to the compiler
+and results do not depend on the machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import _backend
 from . import reference
+from .negatives import Negatives
 
 LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
 
-LIBRARY.define(
-    "class_statistics(Tensor x, Tensor weight, Tensor target, float scale, float eps, int ignore_index, "
-    "SymInt block, SymInt kept_blocks) -> (Tensor neg_lse, Tensor target_cos, Tensor x_norm, Tensor hardest_cos, "
-    "Tensor hardest_class, Tensor neg_cos_sum, Tensor log_sum, Tensor w_norm, Tensor kept)"
+# What forward and backward share: the problem, then its constants.
+_PROBLEM = (
+    "Tensor x, Tensor weight, Tensor target, Tensor scale, Tensor? class_scale, Tensor? bias, Tensor? transform, "
 )
-LIBRARY.define(
-    "class_statistics_backward(Tensor d_neg_lse, Tensor d_target_cos, Tensor d_x_norm, Tensor d_neg_cos_sum, Tensor x, "
-    "Tensor weight, Tensor target, Tensor x_norm, Tensor hardest_cos, Tensor log_sum, Tensor w_norm, Tensor kept, "
-    "float scale, float eps, int ignore_index, SymInt block, SymInt kept_blocks, bool need_x, "
-    "bool need_weight) -> (Tensor dx, Tensor dweight)"
+_CONSTANTS = (
+    "str negatives, int sub_centers, bool normalize_x, bool normalize_weight, float eps, int ignore_index, "
+    "int absent_index, SymInt block, SymInt kept_blocks"
+)
+# The nine statistics; then what only the backward reads: top and log_sum [N], with neg_lse = scale * top + log_sum;
+# scale_slope [N], the derivative of neg_lse to scale; w_norm [C*K]; block_lse [N, tiles], the log-sum-exp of each tile,
+# where skip_budget > 0; kept, kept_blocks tiles [N, block*K] of cosines. skip_report is written by the backward.
+_FORWARD = (
+    f"({_PROBLEM}{_CONSTANTS}, float skip_budget, Tensor? skip_report) -> (Tensor neg_lse, Tensor target_cos, "
+    "Tensor x_norm, Tensor hardest_cos, Tensor hardest_class, Tensor neg_cos_sum, Tensor target_center, "
+    "Tensor hard_cos_sum, Tensor hard_count, Tensor top, Tensor log_sum, Tensor scale_slope, Tensor w_norm, "
+    "Tensor block_lse, Tensor kept)"
+)
+_BACKWARD = (
+    "(Tensor d_neg_lse, Tensor d_target_cos, Tensor d_x_norm, Tensor d_neg_cos_sum, "
+    f"{_PROBLEM}Tensor x_norm, Tensor target_center, Tensor top, Tensor log_sum, Tensor w_norm, Tensor kept, "
+    f"Tensor skip, {_CONSTANTS}, bool need_x, bool need_weight, bool need_class_scale, bool need_bias) "
+    "-> (Tensor dx, Tensor dweight, Tensor dclass_scale, Tensor dbias)"
 )
 
 SMALL = 4 * 2**20  # bytes that nobody misses
 
 
-class ClassStatistics(NamedTuple):
-    """Per-row statistics of the class cosines, [N] each; `hyperkernels.class_statistics` says what each is."""
+class RowStatistics(NamedTuple):
+    """The statistics of the class cosines, [N] each; `functional.ClassStatistics` says what each is."""
 
     neg_lse: torch.Tensor
     target_cos: torch.Tensor
@@ -40,78 +55,188 @@ class ClassStatistics(NamedTuple):
     hardest_cos: torch.Tensor
     hardest_class: torch.Tensor
     neg_cos_sum: torch.Tensor
+    target_center: torch.Tensor
+    hard_cos_sum: torch.Tensor
+    hard_count: torch.Tensor
 
 
-def plan(n: int, c: int, d: int, itemsize: int, workspace: int | None) -> tuple[int, int]:
+class Options(NamedTuple):
+    """What a problem is apart from its tensors; the constants of the ops, in their order."""
+
+    negatives: str = "cosine"
+    sub_centers: int = 1
+    normalize_x: bool = True
+    normalize_weight: bool = True
+    eps: float = 1e-12
+    ignore_index: int = -100
+    absent_index: int = -100  # equal to ignore_index: no row is absent
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics and sums over inputs of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def plan_cpp(n: int, c: int, sub_centers: int, d: int, dtype: torch.dtype, workspace: int | None) -> tuple[int, int]:
     """(classes in a tile, tiles whose cosines the forward keeps) within `workspace` bytes."""
-    block = min(512, -(-c // (32 * 128)) * 128)  # about 32 tiles; smaller than 128 the products run slower
+    # About 32 tiles of 128 to 512 centres: with fewer the products run slower.
+    block = max(1, min(512, -(-c * sub_centers // (32 * 128)) * 128) // sub_centers)
     blocks = -(-c // block)
-    budget = max(c * d * itemsize // 4, SMALL) if workspace is None else workspace
-    return block, min(blocks, budget // max(1, n * block * itemsize))
+    budget = max(c * sub_centers * d * dtype.itemsize // 4, SMALL) if workspace is None else workspace
+    tile = n * block * sub_centers * accumulate_dtype(dtype).itemsize
+    return block, min(blocks, budget // max(1, tile))
 
 
-@torch.library.register_fake("hyperkernels::class_statistics", lib=LIBRARY)
+def plan_triton(n: int, c: int, sub_centers: int, d: int, dtype: torch.dtype, workspace: int | None) -> tuple[int, int]:
+    """The same for the GPU, where computing a tile again costs less than reading it back."""
+    from . import triton_kernels
+
+    return triton_kernels.tile_classes(d, dtype, sub_centers), 0
+
+
 def _fake(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-    n, (block, kept_blocks) = x.shape[0], rest[-2:]
-    rows = [x.new_empty(n) for _ in range(6)]
-    rows.insert(4, target.new_empty(n))
-    return (*rows, x.new_empty(weight.shape[0]), x.new_empty(kept_blocks * n * block))
+    sub_centers, block, kept_blocks, skip_budget = rest[5], *rest[-4:-1]
+    n, classes = x.shape[0], weight.shape[0] // sub_centers
+    rows = [x.new_empty(n, dtype=accumulate_dtype(x.dtype)) for _ in range(12)]
+    for integer in (4, 6):
+        rows[integer] = target.new_empty(n)
+    tiles = (classes + block - 1) // block
+    return (
+        *rows,
+        rows[0].new_empty(weight.shape[0]),
+        rows[0].new_empty(n, tiles) if skip_budget > 0 else rows[0].new_empty(0, 0),
+        rows[0].new_empty(kept_blocks * n * block * sub_centers),
+    )
 
 
-@torch.library.register_fake("hyperkernels::class_statistics_backward", lib=LIBRARY)
-def _fake_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    x, weight, (need_x, need_weight) = args[4], args[5], args[-2:]
+def _fake_backward(*args: Any) -> tuple[torch.Tensor, ...]:
+    d_neg_lse, x, weight, (need_x, need_weight, need_class_scale, need_bias) = args[0], args[4], args[5], args[-4:]
+    classes = weight.shape[0] // args[19]
     return (
         torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0),
         torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else weight.new_empty(0),
+        d_neg_lse.new_empty(classes if need_class_scale else 0),
+        d_neg_lse.new_empty(classes if need_bias else 0),
     )
+
+
+def skip_plan(
+    d_neg_lse: torch.Tensor, neg_lse: torch.Tensor, block_lse: torch.Tensor, rows: int, budget: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tiles the backward may leave out, uint8 [ceil(N / rows), tiles], and the report.
+
+    The mass of a tile is the L1 norm of the gradient of its logits, sum_i |d_neg_lse_i| exp(block_lse_ib - neg_lse_i):
+    it is known before the tile is computed. The lightest tiles are left out while their masses add up to at most
+    ``budget`` times the whole, the sum of |d_neg_lse_i|. The report is (that share, the share of tiles left out).
+    """
+    mass = d_neg_lse.abs()[:, None] * torch.exp(block_lse - neg_lse[:, None])
+    mass = torch.where(d_neg_lse[:, None] == 0, 0, mass)
+    if rows > 1:
+        padded = torch.nn.functional.pad(mass, (0, 0, 0, -len(mass) % rows))
+        mass = padded.view(-1, rows, mass.shape[1]).sum(1)
+    # The exponents are rounded near 64: what is certified must not be less than what is true.
+    mass = mass.double() * (1 + 1e-4)
+    whole = d_neg_lse.double().abs().sum()
+    light, order = mass.flatten().sort()
+    total = light.cumsum(0)
+    fits = total <= budget * whole
+    skip = torch.zeros_like(fits).scatter_(0, order, fits).view(mass.shape)
+    dropped = torch.where(fits, light, 0).sum() / torch.where(whole > 0, whole, 1)
+    return skip.to(torch.uint8), torch.stack([dropped, fits.double().mean()])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    x, weight, target, *ctx.constants = inputs
-    _, _, x_norm, hardest_cos, hardest_class, _, log_sum, w_norm, kept = output
-    ctx.mark_non_differentiable(hardest_cos, hardest_class, log_sum, w_norm, kept)
+    *ctx.constants, ctx.skip_budget, skip_report = inputs[7:]
+    neg_lse, _, x_norm, hardest_cos, hardest_class, _, target_center, *rest = output
+    _, _, top, log_sum, scale_slope, w_norm, block_lse, kept = rest
+    ctx.mark_non_differentiable(hardest_cos, hardest_class, target_center, *rest)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, target, x_norm, hardest_cos, log_sum, w_norm, kept)
-
-
-def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    zeros = torch.zeros_like(saved[3])
-    incoming = (zeros if grads[i] is None else grads[i] for i in (0, 1, 2, 5))
-    need_x, need_weight = ctx.needs_input_grad[:2]
-    dx, dweight = torch.ops.hyperkernels.class_statistics_backward(
-        *incoming, *saved, *ctx.constants, need_x, need_weight
-    )
-    return (dx if need_x else None, dweight if need_weight else None, *[None] * 6)
-
-
-def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
-    raise RuntimeError(
-        "the class softmax has no second derivative in its kernels; use hyperkernels.backend('reference') for one"
+    ctx.save_for_backward(
+        *inputs[:7], x_norm, target_center, top, log_sum, w_norm, kept, neg_lse, scale_slope, block_lse, skip_report
     )
 
 
-torch.library.register_autograd("hyperkernels::class_statistics", _backward, setup_context=_setup_context, lib=LIBRARY)
-# Without this torch would take the gradient for a constant and lose the second derivative in silence.
-torch.library.register_autograd("hyperkernels::class_statistics_backward", _no_second_derivative, lib=LIBRARY)
+def _define(suffix: str, skip_rows: int) -> None:
+    """The two operations of one kernel set, which skips tiles for `skip_rows` rows at a time."""
+    name, backward_name = f"class_statistics{suffix}", f"class_statistics_backward{suffix}"
+    LIBRARY.define(name + _FORWARD)
+    LIBRARY.define(backward_name + _BACKWARD)
+
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
+        *saved, neg_lse, scale_slope, block_lse, skip_report = ctx.saved_tensors
+        zeros = torch.zeros_like(neg_lse)
+        incoming = [zeros if grads[i] is None else grads[i] for i in (0, 1, 2, 5)]
+        skip = neg_lse.new_empty(0, dtype=torch.uint8)
+        if ctx.skip_budget > 0:
+            skip, report = skip_plan(incoming[0], neg_lse, block_lse, skip_rows, ctx.skip_budget)
+            if skip_report is not None:
+                skip_report.copy_(report)
+        needs = [ctx.needs_input_grad[i] for i in (0, 1, 4, 5)]
+        computed = getattr(torch.ops.hyperkernels, backward_name)(*incoming, *saved, skip, *ctx.constants, *needs)
+        dx, dweight, dclass_scale, dbias = (
+            gradient if need else None for gradient, need in zip(computed, needs, strict=True)
+        )
+        dscale = incoming[0] * scale_slope if ctx.needs_input_grad[3] else None
+        return dx, dweight, None, dscale, dclass_scale, dbias, *[None] * 12
+
+    def no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
+        raise RuntimeError(
+            "the class softmax has no second derivative in its kernels; use hyperkernels.backend('reference') for one"
+        )
+
+    for op, fake in ((name, _fake), (backward_name, _fake_backward)):
+        torch.library.register_fake(f"hyperkernels::{op}", fake, lib=LIBRARY)
+    torch.library.register_autograd(f"hyperkernels::{name}", backward, setup_context=_setup_context, lib=LIBRARY)
+    # Without this torch would take the gradient for a constant and lose the second derivative in silence.
+    torch.library.register_autograd(f"hyperkernels::{backward_name}", no_second_derivative, lib=LIBRARY)
+
+
+def _register_triton() -> None:
+    """Triton runs on CUDA, and on the CPU in its interpreter; it is imported at the first call."""
+
+    def launch(function: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            from . import triton_kernels
+
+            return getattr(triton_kernels, function)(*args)
+
+        return call
+
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl("class_statistics_triton", launch("class_statistics"), device)
+        LIBRARY.impl("class_statistics_backward_triton", launch("class_statistics_backward"), device)
+
+
+_define("", skip_rows=1)
+_define("_triton", skip_rows=128)
+_register_triton()
 
 
 def class_statistics(
     x: torch.Tensor,  # [N, D]
-    weight: torch.Tensor,  # [C, D]
+    weight: torch.Tensor,  # [C*K, D]
     target: torch.Tensor,  # [N]
-    scale: float,
-    eps: float,
-    ignore_index: int,
+    scale: torch.Tensor,  # [N], of the accumulator's dtype, as the four below
+    class_scale: torch.Tensor | None,  # [C]
+    bias: torch.Tensor | None,  # [C]
+    negatives: Negatives,
+    options: Options,
     workspace: int | None,
-) -> ClassStatistics:
+    skip_budget: float,
+    skip_report: torch.Tensor | None,  # [2] float64
+) -> RowStatistics:
     backend = _backend.select("margin_softmax", x.device)
+    problem = (x, weight, target, scale, class_scale, bias, negatives.parameters, *options)
     if backend == "reference":
-        return ClassStatistics(*reference.class_statistics(x, weight, target, scale, eps, ignore_index))
-    _backend.refuse_forward_mode("class_statistics", x, weight)
-    for_backward = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    budget = workspace if for_backward else 0
-    block, kept_blocks = plan(x.shape[0], weight.shape[0], x.shape[1], x.element_size(), budget)
-    outputs = torch.ops.hyperkernels.class_statistics(x, weight, target, scale, eps, ignore_index, block, kept_blocks)
-    return ClassStatistics(*outputs[:6])
+        if skip_report is not None:
+            skip_report.zero_()
+        return RowStatistics(*reference.class_statistics(*problem))
+    leaves = [t for t in (x, weight, scale, class_scale, bias) if t is not None]
+    _backend.refuse_forward_mode("class_statistics", *leaves)
+    for_backward = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
+    classes = weight.shape[0] // options.sub_centers
+    sizes = (x.shape[0], classes, options.sub_centers, x.shape[1], x.dtype, workspace if for_backward else 0)
+    block, kept_blocks = plan_triton(*sizes) if backend == "triton" else plan_cpp(*sizes)
+    ops = torch.ops.hyperkernels
+    kernel = ops.class_statistics_triton if backend == "triton" else ops.class_statistics
+    return RowStatistics(*kernel(*problem, block, kept_blocks, skip_budget if for_backward else 0.0, skip_report)[:9])

@@ -1,6 +1,7 @@
 """The formulas in plain PyTorch, any dtype, with the N x C matrix in memory: what the kernels are compared with."""
 
 import torch
+import torch.nn.functional as F
 
 
 def unit_rows(v: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -15,35 +16,119 @@ def unit_rows(v: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(short, unit.detach(), unit), torch.where(short, norm.detach(), norm)[:, 0]
 
 
+def with_slope(value: torch.Tensor, slope: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
+    """`value` with the gradient `slope` to `cos`."""
+    return value.detach() + slope.detach() * (cos - cos.detach())
+
+
+def transform_cosines(
+    kind: str,  # of `negatives.KINDS`
+    cos: torch.Tensor,  # [N, C]
+    parameters: torch.Tensor | None,  # [N, P]
+    scale: torch.Tensor,  # [N]
+    bias: torch.Tensor | None,  # [C]
+) -> torch.Tensor:
+    """phi, or f, of `negatives`: [N, C]."""
+    if kind == "cosine":
+        return cos
+    p = [] if parameters is None else [column[:, None] for column in parameters.unbind(1)]
+    s, b, c = scale[:, None], 0 if bias is None else bias, cos.detach()
+    if kind == "quadratic":
+        threshold, q2, q1, q0, d1, d0, easy = p
+        hard = c > threshold
+        value = torch.where(hard, (q2 * c + q1) * c + q0, easy * c)
+        return with_slope(value, torch.where(hard, d1 * c + d0, easy), cos)
+    if kind == "gaussian":
+        center, alpha, sigma = p
+        r = alpha * torch.exp(-((c - center) ** 2) / sigma)
+        return with_slope(r * c + r - 1, r, cos)
+    theta = c.clamp(-1, 1).acos()
+    if kind == "angle":
+        divisor, straight = p
+        sin = theta.sin()
+        # The limits: 1 / divisor^2 at theta = 0; at pi the slope is infinite and its weight is not: it is taken as 0.
+        exact = torch.where(theta < 1e-4, 1 / divisor**2, (theta / divisor).sin() / (divisor * sin))
+        exact = torch.where((sin <= 1e-6) & (theta > 1), 0, exact)
+        return with_slope((theta / divisor).cos(), torch.where(straight != 0, 1, exact), cos)
+    if kind == "sface":
+        steepness, angle = p
+        weight = torch.sigmoid(-steepness * (theta - angle))
+        return with_slope(s * weight * c, s * weight, cos)
+    if kind == "sphereface2":
+        margin, power, straight = p
+        half = (c.clamp(-1, 1) + 1) / 2
+        slope = torch.where(straight != 0, 1, power * half ** (power - 1))
+        return F.softplus(s * with_slope(2 * half**power - 1 + margin, slope, cos) + b, threshold=60)
+    if kind == "uniface":
+        return F.softplus((s * cos + b).clamp(-s, s), threshold=60)
+    raise ValueError(f"unknown kind of negatives: {kind!r}")
+
+
 def class_statistics(
     x: torch.Tensor,  # [N, D]
-    weight: torch.Tensor,  # [C, D]
+    weight: torch.Tensor,  # [C*K, D]
     target: torch.Tensor,  # [N] int64
-    scale: float,
+    scale: torch.Tensor,  # [N]
+    class_scale: torch.Tensor | None,  # [C]
+    bias: torch.Tensor | None,  # [C]
+    transform: torch.Tensor | None,  # [N, P]
+    negatives: str,
+    sub_centers: int,
+    normalize_x: bool,
+    normalize_weight: bool,
     eps: float,
     ignore_index: int,
+    absent_index: int,
 ) -> tuple[torch.Tensor, ...]:
-    """(neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_cos_sum), [N] each; see `functional`."""
-    classes = len(weight)
+    """The nine statistics of `functional.class_statistics`, [N] each, in its order."""
+    x, weight = (v.float() if v.dtype.itemsize == 2 else v for v in (x, weight))
+    classes = len(weight) // sub_centers
     active = target != ignore_index
-    outside = active & ((target < 0) | (target >= classes))
+    here = active & (target != absent_index)
+    outside = here & ((target < 0) | (target >= classes))
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(outside.any()):
         raise IndexError(f"target must lie in [0, {classes}) or equal ignore_index={ignore_index}")
-    x_hat, x_norm = unit_rows(torch.where(active[:, None], x, 0), eps)
-    w_hat, _ = unit_rows(weight, eps)
+    x = torch.where(active[:, None], x, 0)
+    x_hat, x_norm = unit_rows(x, eps)
+    w_hat = unit_rows(weight, eps)[0] if normalize_weight else weight
     with torch.autocast(x.device.type, enabled=False):  # a cosine in half precision is no cosine
-        cos = x_hat @ w_hat.T  # [N, C]
-    is_target = torch.arange(classes, device=x.device) == torch.where(active, target, 0)[:, None]
+        cos = (x_hat if normalize_x else x) @ w_hat.T
+    cos = cos.view(len(x), classes, sub_centers)
+    center = cos.detach().argmax(2) if sub_centers > 1 else torch.zeros_like(cos[..., 0], dtype=torch.int64)
+    cos = cos.gather(2, center[..., None])[..., 0]  # [N, C]
+
+    own = torch.where(here & ~outside, target, -1)
+    is_target = torch.arange(classes, device=x.device) == own[:, None]
     target_cos = torch.where(is_target, cos, 0).sum(1)
-    neg_cos_sum = torch.where(is_target, 0, cos).sum(1)
-    negatives = cos.masked_fill(is_target, -torch.inf)
-    neg_lse = torch.logsumexp(scale * negatives, dim=1) if classes > 1 else torch.full_like(target_cos, -torch.inf)
-    hardest_cos, hardest_class = negatives.detach().max(dim=1)
+    target_center = torch.where(is_target, center, 0).sum(1)
+    phi = transform_cosines(negatives, cos, transform, scale, bias)
+    offset = 0 if bias is None else bias
+    if class_scale is not None:
+        phi = phi * class_scale
+    neg_sum = torch.where(is_target, 0, phi).sum(1)
+    if negatives in ("sface", "sphereface2", "uniface"):
+        neg_lse = torch.zeros_like(target_cos)
+    else:
+        logits = (scale[:, None] * phi + offset).masked_fill(is_target, -torch.inf)
+        alone = is_target.all(1)  # a row of nothing but -inf would have a gradient of NaN
+        neg_lse = torch.logsumexp(torch.where(alone[:, None], 0, logits), dim=1)
+        neg_lse = torch.where(alone, -torch.inf, neg_lse)
+    plain = cos.detach() if class_scale is None else cos.detach() * class_scale.detach()
+    if bias is not None:
+        plain = plain + bias.detach() / scale.detach()[:, None]
+    hardest_cos, hardest_class = plain.masked_fill(is_target, -torch.inf).max(dim=1)
+    hard = torch.zeros_like(is_target)
+    if negatives == "quadratic" and transform is not None:
+        hard = (cos.detach() > transform[:, :1]) & ~is_target & active[:, None]
+    nan = torch.where(outside, torch.nan, 0).to(cos)
     return (
-        torch.where(active, torch.where(outside, torch.nan, neg_lse), -torch.inf),
-        torch.where(active, torch.where(outside, torch.nan, target_cos), 0),
+        torch.where(active, neg_lse + nan, -torch.inf if negatives not in ("sface", "sphereface2", "uniface") else 0),
+        torch.where(active, target_cos + nan, 0),
         x_norm,
         torch.where(active, hardest_cos, -torch.inf),
         torch.where(~active | (hardest_cos == -torch.inf), -1, hardest_class),
-        torch.where(active, neg_cos_sum, 0),
+        torch.where(active, neg_sum, 0),
+        target_center,
+        torch.where(hard, cos.detach(), 0).sum(1),
+        hard.sum(1).to(cos.dtype),
     )

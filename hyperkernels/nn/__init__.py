@@ -1,5 +1,6 @@
 """Modules that own the class centres."""
 
 from .margin_softmax import MarginSoftmax
+from .sums import SFace, SphereFace2, UniFace
 
-__all__ = ["MarginSoftmax"]
+__all__ = ["MarginSoftmax", "SFace", "SphereFace2", "UniFace"]

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import _check
 from ..margin_softmax.functional import margin_softmax_loss
 from ..margin_softmax.margins import ArcFace, Margin
+from ..margin_softmax.margins.base import Callback
 
 
 class MarginSoftmax(torch.nn.Module):
@@ -13,33 +16,53 @@ class MarginSoftmax(torch.nn.Module):
     Args:
         embedding_size: D, at least 1.
         num_classes: C, at least 1.
-        margin: a callable of ``hk.margins`` or the user's own, ``(target_cos [N], x_norm [N]) -> target logit / scale
-            [N]``; where it is a module, its parameters and buffers are part of this one.
+        margin: one of ``hk.margins`` or a callable of the user's own, ``(target_cos [N], x_norm [N]) -> target logit /
+            scale [N]``; where it is a module, its parameters and buffers are part of this one.
         scale: inverse temperature s, above 0.
-        reduction, ignore_index, label_smoothing, workspace, eps: as in ``hk.margin_softmax_loss``.
+        sub_centers: K, at least 1.
+        learn_scale: s is a parameter, ``log_scale``, so that it stays above 0.
+        class_scale: learn one factor of the logits a class (nGPT's s_z); it starts at 1.
+        bias: learn one term of the logits a class; it starts at 0.
+        skip_budget: the share of the gradient that the backward may leave out (see ``hk.margin_softmax_loss``). After a
+            backward ``dropped_mass`` and ``skipped_tiles`` say what was left out.
+        normalize_x, normalize_weight, reduction, ignore_index, label_smoothing, smoothing_over, workspace, eps: as in
+            ``hk.margin_softmax_loss``.
         device, dtype: of the weight.
 
     Attributes:
-        weight: centres [C, D], drawn from N(0, 1/D), so that their norms start at one. Only their directions matter.
+        weight: centres [C * K, D], row = class * K + centre, drawn from N(0, 1/D), so that their norms start at one.
+            Only their directions matter where they are normalised.
 
-    Shape: ``forward(x [N, D], target [N] int64) -> loss``, a scalar or [N] as ``reduction`` says.
+    Shape: ``forward(x [N, D], target [N] int64) -> loss``, a scalar or [N] as ``reduction`` says; with
+    ``return_statistics=True`` a pair of it and ``hk.ClassStatistics``.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
 
-    ArcFace, Deng et al., 2019 (arXiv 1801.07698); CosFace, Wang et al., 2018 (arXiv 1801.09414).
+    ArcFace, Deng et al., 2019 (arXiv 1801.07698); CosFace, Wang et al., 2018 (arXiv 1801.09414); sub-centres, Deng et
+    al., ECCV 2020.
     """
+
+    _skip_report: torch.Tensor | None
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        margin: Margin = ArcFace(0.5),
+        margin: Margin | Callback = ArcFace(0.5),
         scale: float = 64.0,
+        sub_centers: int = 1,
         *,
+        learn_scale: bool = False,
+        class_scale: bool = False,
+        bias: bool = False,
+        normalize_x: bool = True,
+        normalize_weight: bool = True,
         reduction: str = "mean",
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
+        smoothing_over: str = "all",
+        skip_budget: float = 0.0,
         workspace: int | None = None,
         eps: float = 1e-12,
         device: torch.device | str | None = None,
@@ -48,33 +71,86 @@ class MarginSoftmax(torch.nn.Module):
         super().__init__()
         self.embedding_size = _check.integer("embedding_size", embedding_size, minimum=1)
         self.num_classes = _check.integer("num_classes", num_classes, minimum=1)
+        self.sub_centers = _check.integer("sub_centers", sub_centers, minimum=1)
         self.margin = margin
         self.scale = _check.number("scale", scale, above=0.0)
+        self.normalize_x = normalize_x
+        self.normalize_weight = normalize_weight
         self.reduction = reduction
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.smoothing_over = smoothing_over
+        self.skip_budget = _check.number("skip_budget", skip_budget, minimum=0.0, maximum=1.0)
         self.workspace = workspace
         self.eps = eps
-        self.weight = torch.nn.Parameter(torch.empty(num_classes, embedding_size, device=device, dtype=dtype))
+
+        def parameter(*shape: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight = parameter(num_classes * sub_centers, embedding_size)
+        self.log_scale = parameter() if learn_scale else None
+        self.class_scale = parameter(num_classes) if class_scale else None
+        self.bias = parameter(num_classes) if bias else None
+        report = torch.zeros(2, dtype=torch.float64, device=device) if self.skip_budget else None
+        self.register_buffer("_skip_report", report, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         torch.nn.init.normal_(self.weight, std=self.embedding_size**-0.5)
+        with torch.no_grad():
+            if self.log_scale is not None:
+                self.log_scale.fill_(self.scale).log_()
+            if self.class_scale is not None:
+                self.class_scale.fill_(1.0)
+            if self.bias is not None:
+                self.bias.zero_()
 
-    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    @property
+    def dropped_mass(self) -> torch.Tensor:
+        """The share of the gradient that the last backward left out, at most ``skip_budget``: a scalar, float64."""
+        return self._report()[0]
+
+    @property
+    def skipped_tiles(self) -> torch.Tensor:
+        """The share of tiles of classes that the last backward left out: a scalar, float64."""
+        return self._report()[1]
+
+    def _report(self) -> torch.Tensor:
+        return torch.zeros(2, dtype=torch.float64) if self._skip_report is None else self._skip_report
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        # `.half()` converts every floating buffer; the report stays what the op writes.
+        if self._skip_report is not None:
+            self._skip_report = self._skip_report.double()
+        return self
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor, return_statistics: bool = False) -> Any:
         return margin_softmax_loss(
             x,
             self.weight,
             target,
             margin=self.margin,
-            scale=self.scale,
+            scale=self.scale if self.log_scale is None else self.log_scale.exp(),
+            class_scale=self.class_scale,
+            bias=self.bias,
+            sub_centers=self.sub_centers,
+            normalize_x=self.normalize_x,
+            normalize_weight=self.normalize_weight,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            smoothing_over=self.smoothing_over,
+            skip_budget=self.skip_budget,
+            skip_report=self._skip_report,
             workspace=self.workspace,
             eps=self.eps,
+            return_statistics=return_statistics,
         )
 
     def extra_repr(self) -> str:
         sizes = f"embedding_size={self.embedding_size}, num_classes={self.num_classes}"
-        return f"{sizes}, margin={self.margin}, scale={self.scale}"
+        centers = f", sub_centers={self.sub_centers}" if self.sub_centers > 1 else ""
+        # A module among the margins is printed below, as a child.
+        margin = "" if isinstance(self.margin, torch.nn.Module) else f", margin={self.margin}"
+        return f"{sizes}{centers}{margin}, scale={self.scale}"

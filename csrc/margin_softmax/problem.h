@@ -1,0 +1,159 @@
+// What forward and backward share: the problem's tensors and options, and who computes what.
+//
+// Classes are cut into tiles of `block`, tiles into at most kLanes contiguous lanes; a lane is one unit of parallel
+// work and owns its partial sums, so results depend on the sizes and not on the number of threads. Within a lane every
+// product is a single-threaded GEMM whose output stays in cache for the loops of rows.h. Rows go in chunks of kRows.
+// Never stored: unit centres, their gradient, and the N x C cosines beyond the tiles that the caller paid for (`kept`,
+// tile t of them at [t, N, block * sub_centers]).
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "rows.h"
+
+namespace hyperkernels::margin_softmax {
+
+constexpr int64_t kLanes = 32;
+constexpr int64_t kFewLanes = 8;
+constexpr int64_t kRows = 256;
+constexpr int64_t kLaneSums = int64_t(1) << 25;  // numbers that the lanes' partial sums of dx may take
+
+struct Problem {
+  at::Tensor x, weight, target, scale;
+  at::Tensor class_scale, bias, transform;  // undefined where the problem has none
+  KindFacts negatives;
+  int64_t sub_centers;
+  bool normalize_x, normalize_weight;
+  double eps;
+  int64_t ignore_index, absent_index;
+  int64_t block, kept_blocks;
+
+  int64_t n, c, d;  // rows, classes, embedding size
+
+  bool affine() const { return class_scale.defined() || bias.defined(); }
+  at::TensorOptions accumulate() const { return scale.options(); }
+
+  int64_t blocks() const { return (c + block - 1) / block; }
+  int64_t lanes() const {
+    const int64_t affordable = std::max(kFewLanes, kLaneSums / std::max<int64_t>(1, n * d));
+    return std::min({kLanes, blocks(), affordable});
+  }
+  int64_t lane_begin(int64_t lane) const { return blocks() * lane / lanes(); }
+  int64_t first_class(int64_t b) const { return b * block; }
+  int64_t classes(int64_t b) const { return std::min(block, c - b * block); }
+  int64_t tile_width() const { return block * sub_centers; }
+  // Kept tiles are spread evenly, so that every lane has its share of them.
+  int64_t kept_before(int64_t b) const { return b * kept_blocks / blocks(); }
+  bool keeps(int64_t b) const { return kept_before(b + 1) > kept_before(b); }
+  // Where row r of tile b lies in `kept`.
+  int64_t kept_at(int64_t b, int64_t r) const { return (kept_before(b) * n + r) * tile_width(); }
+
+  // Calls f(lane) for every lane, in parallel; f may use ATen.
+  template <class F>
+  void over_lanes(F f) const {
+    // At least two items, or a single lane would run outside a parallel region, where GEMMs take all threads and their
+    // sums come out in another order.
+    at::parallel_for(0, std::max<int64_t>(2, lanes()), 1, [&](int64_t begin, int64_t end) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      for (int64_t lane = begin; lane < std::min(end, lanes()); ++lane) f(lane);
+    });
+  }
+
+  // Calls f(begin, end) for chunks of rows, in parallel.
+  template <class F>
+  void over_rows(F f) const {
+    at::parallel_for(0, n, std::max<int64_t>(1, at::internal::GRAIN_SIZE / std::max<int64_t>(1, d)), f);
+  }
+};
+
+// Checks every size and dtype; the tensors come out contiguous.
+Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, const at::Tensor& scale,
+                     const std::optional<at::Tensor>& class_scale, const std::optional<at::Tensor>& bias,
+                     const std::optional<at::Tensor>& transform, std::string_view negatives, int64_t sub_centers,
+                     bool normalize_x, bool normalize_weight, double eps, int64_t ignore_index, int64_t absent_index,
+                     int64_t block, int64_t kept_blocks);
+
+// Calls f with the storage type of the problem's x and weight.
+template <class F>
+auto with_storage(const Problem& problem, F f) {
+  switch (problem.x.scalar_type()) {
+    case at::kDouble:
+      return f(double());
+    case at::kFloat:
+      return f(float());
+    case at::kBFloat16:
+      return f(simd::Bfloat16());
+    default:
+      return f(simd::Half());
+  }
+}
+
+template <class T>
+using Accumulate = typename simd::Accumulate<T>::type;
+
+template <class T>
+const T* data(const at::Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+T* mutable_data(at::Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// The first half of every row; `factor` is 1 until the products say otherwise.
+template <class A>
+std::vector<Row<A>> make_rows(const Problem& problem) {
+  const int64_t* target = data<int64_t>(problem.target);
+  const A* scale = data<A>(problem.scale);
+  std::vector<Row<A>> rows(problem.n);
+  for (int64_t i = 0; i < problem.n; ++i) {
+    Row<A>& row = rows[i];
+    row.s = scale[i];
+    row.inverse_s = A(1 / double(scale[i]));
+    row.factor = 1;
+    row.active = target[i] != problem.ignore_index;
+    row.own = row.active && target[i] != problem.absent_index ? target[i] : -1;
+    const int64_t parameters = problem.negatives.parameters;
+    for (int64_t p = 0; p < parameters; ++p) row.parameters[p] = data<A>(problem.transform)[i * parameters + p];
+  }
+  return rows;
+}
+
+// A lane's memory for the loops: the scratch rows, and the affine arrays of a problem that has only one of them.
+template <class A>
+class LaneMemory {
+ public:
+  explicit LaneMemory(const Problem& problem)
+      : problem_(problem), numbers_(4 * problem.block), inverse_(problem.tile_width()), ones_(problem.block, A(1)),
+        zeros_(problem.block, A(0)) {}
+
+  Scratch<A> scratch() {
+    A* p = numbers_.data();
+    const int64_t block = problem_.block;
+    return {p, p + block, p + 2 * block, p + 3 * block};
+  }
+
+  // Tile b with centres of the given norms.
+  Tile<A> tile(int64_t b, const A* norm) {
+    const int64_t first = problem_.first_class(b);
+    Tile<A> tile{first, problem_.classes(b), problem_.sub_centers, problem_.tile_width(), inverse_.data()};
+    simd::run<Inverses>(norm, tile.centres(), problem_.eps, problem_.normalize_weight, inverse_.data());
+    if (problem_.affine()) {
+      tile.class_scale = problem_.class_scale.defined() ? data<A>(problem_.class_scale) + first : ones_.data();
+      tile.bias = problem_.bias.defined() ? data<A>(problem_.bias) + first : zeros_.data();
+    }
+    return tile;
+  }
+
+ private:
+  const Problem& problem_;
+  std::vector<A> numbers_, inverse_, ones_, zeros_;
+};
+
+}  // namespace hyperkernels::margin_softmax
