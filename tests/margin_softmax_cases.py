@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 
 import hyperkernels as hk
+from hyperkernels.margin_softmax import op as family
+from hyperkernels.margin_softmax import reference
 
 BACKENDS = ("cpp", "reference")
 MARGINS = (hk.margins.NormFace(), hk.margins.CosFace(0.35), hk.margins.ArcFace(0.5))
@@ -32,7 +34,30 @@ def textbook_head(x, weight, target, margin, scale, smoothing=0.0):
     return F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
 
 
-def textbook_loss_and_gradients(x, weight, target, margin):
+def textbook_loss_and_gradients(x, weight, target, margin, scale=64.0):
     leaves = [v.detach().requires_grad_() for v in (x, weight)]
-    loss = textbook_head(*leaves, target, margin, 64.0)
+    loss = textbook_head(*leaves, target, margin, scale)
     return loss.detach(), *torch.autograd.grad(loss.sum(), leaves)
+
+
+def op_arguments(
+    x, weight, target, scale, block, kept_blocks, *, transform=None, class_scale=None, bias=None, **options
+):
+    """All arguments of the dispatcher op, in order; ``scale`` is a number or [N]."""
+    dtype = family.accumulate_dtype(x.dtype)
+    if not isinstance(scale, torch.Tensor):
+        scale = torch.full((len(x),), float(scale), dtype=dtype)
+    constants = family.Options(**options)
+    return (x, weight, target, scale, class_scale, bias, transform, *constants, block, kept_blocks, 0.0, None)
+
+
+def reference_statistics(x, weight, target, scale, **options):
+    return reference.class_statistics(*op_arguments(x, weight, target, scale, 0, 0, **options)[:14])
+
+
+def backward_arguments(forward_arguments, outputs, incoming, needs=(True, True, False, False)):
+    """The arguments of the backward op, from those of the forward and what it returned."""
+    (x_norm, target_center, top, log_sum, w_norm, kept) = (outputs[i] for i in (2, 6, 9, 10, 12, 14))
+    skip = torch.empty(0, dtype=torch.uint8)
+    saved = (x_norm, target_center, top, log_sum, w_norm, kept, skip)
+    return (*incoming, *forward_arguments[:7], *saved, *forward_arguments[7:16], *needs)

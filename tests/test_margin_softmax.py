@@ -8,11 +8,19 @@ import torch.nn.functional as F
 from accuracy import assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from margin_softmax_cases import BACKENDS, MARGINS, loss_and_gradients, problem, textbook_loss_and_gradients
+from margin_softmax_cases import (
+    BACKENDS,
+    MARGINS,
+    backward_arguments,
+    loss_and_gradients,
+    op_arguments,
+    problem,
+    reference_statistics,
+    textbook_loss_and_gradients,
+)
 
 import hyperkernels as hk
 from hyperkernels.margin_softmax import op as family
-from hyperkernels.margin_softmax import reference
 
 ops = torch.ops.hyperkernels
 
@@ -77,7 +85,7 @@ def test_gradcheck_of_the_op(block, kept_blocks):
     x, weight, target = problem(4, 13, 3, torch.float64, ignored=1)
 
     def statistics(x, weight):
-        out = ops.class_statistics(x, weight, target, 4.0, 1e-12, -100, block, kept_blocks)
+        out = ops.class_statistics(*op_arguments(x, weight, target, 4.0, block, kept_blocks))
         rows = slice(1, None)  # neg_lse of the ignored row is -inf
         return out[0][rows], out[1], out[2][rows], out[5]
 
@@ -102,21 +110,47 @@ def test_gradcheck_of_the_loss(margin, smoothing):
 SHAPES = [(3, 33, 8), (17, 513, 31), (257, 100, 64), (300, 1030, 16), (64, 9001, 65)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("margin", MARGINS)
-@pytest.mark.parametrize("near", [0.0, 30.0])
-def test_accuracy(shape, margin, near, poisoned_memory):
-    """In float32, over enough draws that neither side's luck decides."""
-    problems = [problem(*shape, near=near) for _ in range(max(1, 200 // shape[0]))]
+def check_accuracy(shape, margin, near, dtype, scale):
+    """Over enough draws that neither side's luck decides."""
+    problems = [problem(*shape, dtype, near=near) for _ in range(max(1, 200 // shape[0]))]
 
     def stacked(f):
         return [torch.cat([v.flatten() for v in parts]) for parts in zip(*map(f, problems), strict=True)]
 
-    truth = stacked(lambda p: textbook_loss_and_gradients(p[0].double(), p[1].double(), p[2], margin))
-    peer = stacked(lambda p: textbook_loss_and_gradients(*p, margin))
-    ours = stacked(lambda p: loss_and_gradients(*p, margin=margin, reduction="none"))
+    truth = stacked(lambda p: textbook_loss_and_gradients(p[0].double(), p[1].double(), p[2], margin, scale))
+    peer = stacked(lambda p: textbook_loss_and_gradients(*p, margin, scale))
+    ours = stacked(lambda p: loss_and_gradients(*p, margin=margin, scale=scale, reduction="none"))
     for mine, theirs, right, what in zip(ours, peer, truth, ("loss", "dx", "dweight"), strict=True):
-        assert_as_accurate(mine, theirs, right, what=what)
+        assert_as_accurate(mine, theirs.to(mine.dtype), right, what=what)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("near", [0.0, 30.0])
+def test_accuracy(shape, margin, near, poisoned_memory):
+    check_accuracy(shape, margin, near, torch.float32, 64.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [16.0, 30.0, 64.0])
+@pytest.mark.parametrize("shape", SHAPES[1:4])
+@pytest.mark.parametrize("near", [0.0, 3.0])
+def test_accuracy_in_every_precision(shape, near, scale, dtype, poisoned_memory):
+    for margin in MARGINS:
+        check_accuracy(shape, margin, near, dtype, scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("edit", ["on centre", "opposite", "zero row", "zero centre"])
+def test_half_precision_is_finite_where_it_hurts(dtype, edit):
+    x, weight, target = (v.detach() for v in problem(8, 40, 16, dtype))
+    if edit == "zero centre":
+        weight[target[0]] = 0
+    else:
+        x[:] = {"on centre": 4.0, "opposite": -1.0, "zero row": 0.0}[edit] * weight[target]
+    for margin in MARGINS:
+        results = loss_and_gradients(x, weight, target, margin=margin, scale=64.0)
+        assert all(v.isfinite().all() for v in results)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3), *SHAPES])
@@ -179,7 +213,7 @@ def test_any_problem_equals_the_reference(
 
 def test_every_tile_size_and_every_share_of_kept_tiles_agree():
     x, weight, target = problem(300, 331, 12, torch.float64, ignored=3)
-    wanted = reference.class_statistics(x, weight, target, 20.0, 1e-12, -100)
+    wanted = reference_statistics(x, weight, target, 20.0)
     incoming = [torch.randn(300, dtype=torch.float64) for _ in range(4)]
     incoming[0][:3] = 0
     differentiable = [wanted[i] for i in (0, 1, 2, 5)]
@@ -187,7 +221,7 @@ def test_every_tile_size_and_every_share_of_kept_tiles_agree():
     for block in (1, 7, 32, 100, 331, 500):
         blocks = -(-331 // block)
         for kept in {0, 1, blocks // 2, blocks}:
-            out = ops.class_statistics(x, weight, target, 20.0, 1e-12, -100, block, kept)
+            out = ops.class_statistics(*op_arguments(x, weight, target, 20.0, block, kept))
             for mine, right in zip(out, wanted, strict=False):
                 torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-12)
             got = torch.autograd.grad([out[i] for i in (0, 1, 2, 5)], (x, weight), incoming)
@@ -211,12 +245,12 @@ def test_training_accuracy_comes_from_the_statistics():
 
 def test_opcheck():
     x, weight, target = problem(6, 40, 5, ignored=1)
-    arguments = (target, 8.0, 1e-12, -100, 16, 2)
-    torch.library.opcheck(ops.class_statistics.default, (x, weight, *arguments))
-    out = [v.detach() for v in ops.class_statistics(x, weight, *arguments)]
-    saved = (x.detach(), weight.detach(), target, out[2], out[3], *out[6:], *arguments[1:], True, True)
+    arguments = op_arguments(x, weight, target, 8.0, 16, 2)
+    torch.library.opcheck(ops.class_statistics.default, arguments)
+    detached = tuple(v.detach() if isinstance(v, torch.Tensor) else v for v in arguments)
+    out = ops.class_statistics(*detached)
     incoming = [torch.randn(6) for _ in range(4)]
-    torch.library.opcheck(ops.class_statistics_backward.default, (*incoming, *saved))
+    torch.library.opcheck(ops.class_statistics_backward.default, backward_arguments(detached, out, incoming))
 
 
 @pytest.mark.parametrize("workspace", [0, None])
@@ -257,24 +291,25 @@ def test_same_bits_every_run_and_on_any_number_of_threads(shape):
 
 
 def test_workspace_bounds_the_kept_cosines():
-    for n, c, d in [(256, 100_000, 512), (8, 1000, 64), (4096, 1000, 128), (1, 1, 1)]:
+    for n, c, d, k in [(256, 100_000, 512, 1), (8, 1000, 64, 3), (4096, 1000, 128, 1), (1, 1, 1, 1)]:
         for workspace in (0, 1000, 10**6, 10**9, None):
-            block, kept = family.plan(n, c, d, 4, workspace)
-            budget = max(c * d, family.SMALL) if workspace is None else workspace
-            assert kept * n * block * 4 <= budget
+            block, kept = family.plan_cpp(n, c, k, d, torch.float32, workspace)
+            budget = max(c * k * d, family.SMALL) if workspace is None else workspace
+            assert kept * n * block * k * 4 <= budget
             assert 0 <= kept <= -(-c // block)
-    assert family.plan(256, 100_000, 512, 4, 10**9)[1] == 196
+    block, kept = family.plan_cpp(256, 100_000, 1, 512, torch.float32, 10**9)
+    assert kept == -(-100_000 // block)
 
 
 def test_nothing_is_kept_without_a_backward(monkeypatch):
     x, weight, target = problem(6, 40, 5)
-    plan, kept = family.plan, []
+    plan, kept = family.plan_cpp, []
 
     def spy(*arguments):
         kept.append(plan(*arguments)[1])
         return plan(*arguments)
 
-    monkeypatch.setattr(family, "plan", spy)
+    monkeypatch.setattr(family, "plan_cpp", spy)
     hk.margin_softmax_loss(x, weight, target)
     with torch.no_grad():
         hk.margin_softmax_loss(x, weight, target)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from margin_softmax_cases import BACKENDS, MARGINS, loss_and_gradients, problem
+from margin_softmax_cases import BACKENDS, MARGINS, backward_arguments, loss_and_gradients, op_arguments, problem
 
 import hyperkernels as hk
 
@@ -138,14 +138,19 @@ def test_a_learned_margin_survives_an_ignored_row():
     assert p.grad.isfinite() and p.grad != 0
 
 
-def test_autocast_leaves_the_cosines_alone():
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast_casts_the_operands_and_rounds_no_logit(backend, half):
     x, weight, target = problem(5, 30, 8)
-    wanted = hk.margin_softmax_loss(x, weight, target)
-    for backend in BACKENDS:
-        with hk.backend(backend), torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = hk.margin_softmax_loss(x, weight, target)
-        assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, wanted)
+    wanted = hk.margin_softmax_loss(x.to(half).float(), weight.to(half).float(), target)
+    with torch.autocast("cpu", dtype=half):
+        loss = hk.margin_softmax_loss(x, weight, target)
+        mixed = hk.margin_softmax_loss(x.to(half), weight, target)
+        kept = hk.margin_softmax_loss(x.double(), weight.double(), target)
+    assert loss.dtype == torch.float32 and kept.dtype == torch.float64
+    torch.testing.assert_close(loss, wanted)
+    assert torch.equal(mixed, loss)
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(loss, (x, weight)))
 
 
 def test_without_an_error_a_target_out_of_range_is_nan():
@@ -159,24 +164,13 @@ def test_without_an_error_a_target_out_of_range_is_nan():
 
 def test_the_backward_op_reads_nothing_out_of_bounds():
     x, weight, target = (v.detach() for v in problem(6, 40, 5))
-    constants = (8.0, 1e-12, -100, 16, 2)
-    out = torch.ops.hyperkernels.class_statistics(x, weight, target, *constants)
-    arguments = [
-        *(torch.randn(6) for _ in range(4)),
-        x,
-        weight,
-        target,
-        out[2],
-        out[3],
-        *out[6:],
-        *constants,
-        True,
-        True,
-    ]
+    forward = op_arguments(x, weight, target, 8.0, 16, 2, class_scale=torch.ones(40), bias=torch.zeros(40))
+    out = torch.ops.hyperkernels.class_statistics(*forward)
+    arguments = backward_arguments(forward, out, [torch.randn(6) for _ in range(4)], needs=(True,) * 4)
     torch.ops.hyperkernels.class_statistics_backward(*arguments)
-    for position in (*range(4), *range(7, 12)):
+    for position in (*range(4), *range(6, 10), *range(11, 17)):
         short = [a[:1] if i == position else a for i, a in enumerate(arguments)]
-        with pytest.raises(ValueError, match="must have one entry per"):
+        with pytest.raises((ValueError, TypeError)):
             torch.ops.hyperkernels.class_statistics_backward(*short)
 
 
@@ -203,7 +197,7 @@ X, W, T = torch.randn(4, 3), torch.randn(5, 3), torch.zeros(4, dtype=torch.int64
     ("arguments", "options", "error", "message"),
     [
         (([1], W, T), {}, TypeError, "x must be a torch.Tensor; got list"),
-        ((X.half(), W.half(), T), {}, TypeError, "x must have dtype float64, float32; got float16"),
+        ((X.int(), W.int(), T), {}, TypeError, "x must have dtype float64, float32, bfloat16, float16; got int32"),
         ((X[0], W, T), {}, ValueError, r"x must have 2 dimension\(s\); got shape \(3,\)"),
         ((X, W.double(), T), {}, TypeError, "weight must have the dtype of x"),
         ((X, W[:, :2], T), {}, ValueError, r"weight must have the embedding size of x \(3\)"),
@@ -222,6 +216,18 @@ X, W, T = torch.randn(4, 3), torch.randn(5, 3), torch.zeros(4, dtype=torch.int64
         ((X, W, T), {"workspace": 1.5}, TypeError, "workspace must be an int"),
         ((X, W, T), {"ignore_index": None}, TypeError, "ignore_index must be an int"),
         ((X, W, T), {"eps": 0}, ValueError, "eps must be greater than 0.0"),
+        ((X, W, T), {"scale": torch.ones(3)}, ValueError, r"scale must be a number, a scalar or \[N\] with N = 4"),
+        ((X, W, T), {"scale": torch.ones(4).int()}, TypeError, "scale must have dtype"),
+        ((X, W, T), {"class_scale": torch.ones(4)}, ValueError, r"class_scale must have one entry per class \(5\)"),
+        ((X, W, T), {"bias": torch.ones(5, device="meta")}, ValueError, "bias must be on the device of x"),
+        ((X, W, T), {"sub_centers": 2}, ValueError, "weight must have sub_centers=2 rows per class; got 5 rows"),
+        ((X, W, T), {"sub_centers": 0}, ValueError, "sub_centers must be at least 1"),
+        ((X, W, T), {"smoothing_over": "none"}, ValueError, "smoothing_over must be one of 'all', 'others'"),
+        ((X, W, T), {"skip_budget": 2.0}, ValueError, r"skip_budget must be in \[0.0, 1.0\]"),
+        ((X, W, T), {"skip_budget": 0.1, "label_smoothing": 0.1}, ValueError, "skip_budget must be 0 with"),
+        ((X, W, T), {"skip_report": torch.zeros(2)}, TypeError, "skip_report must have dtype float64"),
+        ((X, W, T), {"skip_report": torch.zeros(3).double()}, ValueError, r"skip_report must be \[2\]"),
+        ((X, W, T), {"normalize_x": False}, ValueError, "works on cosines"),
     ],
 )
 def test_wrong_arguments(arguments, options, error, message):
