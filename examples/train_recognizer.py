@@ -85,6 +85,7 @@ def _add_head_options(p: argparse.ArgumentParser) -> None:
     add("--margin", choices=list(MARGINS), default="arcface")
     add("--m", type=float, help="size of the margin; default: 0.3 for arcface, 0.2 for cosface")
     add("--scale", type=_positive, default=16.0, help="inverse temperature; learning starts later with a higher one")
+    add("--skip-budget", type=float, default=0.0, help="share of the head's gradient that its backward may leave out")
     add("--embedding", type=_at_least(1), default=128, help="size of the embedding")
 
 
@@ -150,6 +151,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
         margin=args.margin,
         m=args.m,
         scale=args.scale,
+        skip_budget=args.skip_budget,
         embedding_size=args.embedding,
         epochs=args.epochs,
         batch=args.batch,

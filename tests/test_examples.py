@@ -207,6 +207,7 @@ def tiny_settings(**changes) -> Settings:
         "margin": "arcface",
         "m": 0.3,
         "scale": 16.0,
+        "skip_budget": 0.0,
         "embedding_size": 32,
         "epochs": 3,
         "batch": 48,

@@ -97,10 +97,12 @@ def table(outcome: Outcome) -> str:
     quality = tabulate.tabulate(
         rows, headers=["", "untrained", "trained"], colalign=("left", "right", "right"), disable_numparse=True
     )
+    skipped = f"{100 * outcome.history.skipped[-1]:.1f} % (budget {settings.skip_budget:g})"
     cost = tabulate.tabulate(
         [
             ["training", f"{sum(outcome.history.seconds):.0f} s, {outcome.images_per_second:,.0f} images/s"],
             ["head's share of the training step", f"{100 * outcome.head_share:.1f} % ({settings.head})"],
+            *([["head's tiles skipped in the last epoch", skipped]] if settings.skip_budget else []),
             [f"head's peak memory, {settings.head}", _mebibytes(outcome.head_bytes)],
             ["head's peak memory, plain PyTorch", _mebibytes(outcome.eager_bytes)],
             ["of which gradients, in either", _mebibytes(outcome.gradient_bytes)],

@@ -44,6 +44,7 @@ class Settings:
     margin: str
     m: float | None
     scale: float
+    skip_budget: float
     embedding_size: int
     epochs: int
     batch: int
@@ -58,12 +59,14 @@ class Settings:
 
 @dataclass
 class History:
-    """``loss`` and ``rate`` for every step; seconds, seconds in the head, images and held-out TAR for every epoch."""
+    """``loss`` and ``rate`` for every step; for every epoch seconds, seconds in the head, images, held-out TAR and the
+    mean share of the head's tiles that the backward skipped."""
 
     loss: list[float] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     head_seconds: list[float] = field(default_factory=list)
+    skipped: list[float] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     heldout_tar: list[float] = field(default_factory=list)
 
@@ -95,6 +98,7 @@ class Trainer:
             data.num_classes,
             margin=make_margin(settings.margin, settings.m),
             scale=settings.scale,
+            skip_budget=settings.skip_budget,
         )
         self.head_loss: Loss = loss_of(settings.head, self.head)
         groups = [
@@ -163,18 +167,20 @@ class Trainer:
         torch.manual_seed(self.settings.seed * 1_000_003 + self.epoch + 1)
         self.embedder.train()
         order = torch.randperm(len(self.labels))
-        losses, rates, head_seconds = [], [], 0.0
+        losses, rates, head_seconds, skipped = [], [], 0.0, 0.0
         start = time.perf_counter()
         for i in range(self.steps_per_epoch):
             rates.append(self.set_rate(self.epoch * self.steps_per_epoch + i))
             loss, seconds = self.step(order[i * self.batch : (i + 1) * self.batch])
             losses.append(loss)
             head_seconds += seconds
+            skipped += self.head.skipped_tiles.item()
             bar.set_postfix(epoch=f"{self.epoch + 1}/{self.settings.epochs}", loss=f"{loss:.3f}", refresh=False)
             bar.update()
         self.history.loss += losses
         self.history.rate += rates
         self.history.head_seconds.append(head_seconds)
+        self.history.skipped.append(skipped / self.steps_per_epoch)
         self.history.images.append(self.steps_per_epoch * self.batch)
         self.history.seconds.append(time.perf_counter() - start)
 
