@@ -75,3 +75,132 @@ def test_unit_norm_in_cuda():
         by_elements = "wide" in resources.kernel and "Li1E" in resources.kernel
         vectors = set(re.findall(r"\b(LDG|STG)\.E\.128\b", resources.text))
         assert vectors == (set() if by_elements else {"LDG", "STG"}), resources.kernel
+
+
+NAMES = TYPES | {torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
+SHARED = {"gfx942": 64 * 1024, "sm_80": 163 * 1024}
+
+
+class Recorder:
+    """Stands for a kernel: notes what it would be compiled for, once each, and runs nothing."""
+
+    def __init__(self, kernel, noted):
+        self.kernel, self.noted = kernel, noted
+
+    def __getitem__(self, grid):
+        assert all(isinstance(size, int) and 0 < size < 2**31 for size in grid)
+        return self.note
+
+    def note(self, *arguments, **named):
+        order = self.kernel.arg_names
+        signature, constants = {}, {name: value for name, value in named.items() if name in order}
+        for name, value in zip(order, arguments, strict=False):
+            if isinstance(value, torch.Tensor):
+                signature[name] = f"*{NAMES[value.dtype]}"
+            elif value is None:
+                constants[name] = None
+            else:
+                signature[name] = "i32" if abs(value) < 2**31 else "i64"
+        assert set(order) == set(signature) | set(constants), self.kernel.__name__
+        options = {name: value for name, value in named.items() if name not in order}
+        entry = (self.kernel, signature, constants, options)
+        if entry not in self.noted:
+            self.noted.append(entry)
+
+
+def margin_softmax_launches(
+    monkeypatch, target, dtype, n=1024, c=1_000_000, d=512, kind="cosine", sub_centers=1, per_class=False, skip=False
+):
+    """Every kernel of one forward and backward. The tensors have no memory: a launcher that read one would raise."""
+    from hyperkernels.margin_softmax import op
+    from hyperkernels.margin_softmax import triton_kernels as family
+    from hyperkernels.margin_softmax.negatives import KINDS
+
+    def new(*shape, dtype=op.accumulate_dtype(dtype)):
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    noted = []
+    with monkeypatch.context() as patch:
+        patch.setattr(family, "architecture", lambda: "gfx" if target.startswith("gfx") else target)
+        for name in [name for name in vars(family) if name.endswith("_kernel")]:
+            patch.setattr(family, name, Recorder(getattr(family, name), noted))
+        problem = (
+            new(n, d, dtype=dtype),
+            new(c * sub_centers, d, dtype=dtype),
+            new(n, dtype=torch.int64),
+            new(n),
+            *([new(c), new(c)] if per_class else [None, None]),
+            new(n, len(KINDS[kind])) if KINDS[kind] else None,
+        )
+        block, kept_blocks = op.plan_triton(n, c, sub_centers, d, dtype, None)
+        constants = (*op.Options(kind, sub_centers), block, kept_blocks)
+        out = family.class_statistics(*problem, *constants, 0.1 if skip else 0.0, None)
+        plan = new(*((-(-n // 128), -(-c // block)) if skip else (0,)), dtype=torch.uint8)
+        saved = (out[2], out[6], out[9], out[10], out[12], out[14], plan)
+        incoming = [new(n) for _ in range(4)]
+        family.class_statistics_backward(*incoming, *problem, *saved, *constants, True, True, per_class, per_class)
+    assert {kernel.__name__ for kernel, *_ in noted} == {n for n in vars(family) if n.endswith("_kernel")}
+    return noted
+
+
+def margin_softmax_check(monkeypatch, target, dtype, only=("forward", "gradient", "weight", "input"), **problem):
+    for kernel, signature, constants, options in margin_softmax_launches(monkeypatch, target, dtype, **problem):
+        name = kernel.__name__.removesuffix("_kernel")
+        if only and name not in only:
+            continue
+        found = aot.compile_triton(kernel, target, signature, constants, **options)
+        tile = " ".join(f"{key[6:].lower()} {value}" for key, value in constants.items() if key.startswith("BLOCK"))
+        where = f"{TYPES[dtype]} {problem} {tile} {options}"
+        blocks = (
+            f"{min(65536 // (32 * options['num_warps'] * max(found.registers, 1)), 2**18 // (found.shared + 1024))}"
+        )
+        report = aot.table([found._replace(kernel=f"{blocks} blocks  {name} {where}")])
+        print(report)
+        assert found.stack == 0, report
+        assert found.shared <= SHARED.get(target, aot.SHARED_LIMIT), report
+        rows = constants["BLOCK_CLASSES" if name == "weight" else "BLOCK_ROWS"]
+        if target == "sm_90" and dtype.itemsize == 2 and name in ("forward", "gradient", "weight", "input"):
+            assert rows < 64 or "wgmma.mma_async" in found.text, report
+            assert problem.get("d", 512) < 128 or "cp.async" in found.text, report
+
+
+ALL = ()
+HEADS = [(kind, per_class) for kind in ("quadratic", "gaussian", "angle", "sface", "sphereface2", "uniface")
+         for per_class in (False, True)]  # fmt: skip
+
+
+@needs_triton
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_margin_softmax_in_triton(target, monkeypatch):
+    """The plain head in every dtype, skipping tiles, with three sub-centres, at few rows and at other widths."""
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        margin_softmax_check(monkeypatch, target, dtype, only=ALL if dtype == torch.bfloat16 else ("forward", "weight"))
+    for problem in ({"skip": True}, {"sub_centers": 3}, {"n": 1, "d": 64}, {"d": 500}):
+        margin_softmax_check(monkeypatch, target, torch.bfloat16, **problem)
+
+
+@needs_triton
+@pytest.mark.parametrize(("kind", "per_class"), [("cosine", True), *HEADS])
+def test_every_head_of_margin_softmax_in_triton(kind, per_class, monkeypatch):
+    problem = {"kind": kind, "per_class": per_class}
+    margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, ("forward", "gradient"), **problem)
+    if kind in ("quadratic", "angle"):
+        for target in ("sm_80", "sm_100", "gfx942"):
+            margin_softmax_check(monkeypatch, target, torch.bfloat16, ("forward", "gradient"), **problem)
+
+
+@needs_triton
+def test_more_of_margin_softmax_in_triton(monkeypatch):
+    """On sm_90: other batches and widths, full float32 with its heads, tf32, and classes past 2^31 / D."""
+    for problem in ({"n": 16}, {"n": 32}, {"n": 64}, {"d": 64}, {"d": 128}, {"d": 1024}, {"d": 3}, {"d": 1000}):
+        margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, **problem)
+    margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, sub_centers=2, kind="quadratic", per_class=True)
+    margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, ("forward",), c=10**8)
+    for problem in ({"kind": "angle"}, {"kind": "angle", "per_class": True}, {"sub_centers": 3}, {"n": 1}):
+        margin_softmax_check(monkeypatch, "sm_90", torch.float32, ("forward", "gradient"), **problem)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        margin_softmax_check(monkeypatch, "sm_90", torch.float32)
+    finally:
+        torch.set_float32_matmul_precision(before)

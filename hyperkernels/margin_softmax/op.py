@@ -165,7 +165,7 @@ def _define(suffix: str, skip_rows: int) -> None:
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
         *saved, neg_lse, scale_slope, block_lse, skip_report = ctx.saved_tensors
         zeros = torch.zeros_like(neg_lse)
-        incoming = [zeros if grads[i] is None else grads[i] for i in (0, 1, 2, 5)]
+        incoming = [zeros if gradient is None else gradient for gradient in (*grads[:3], grads[5])]
         skip = neg_lse.new_empty(0, dtype=torch.uint8)
         if ctx.skip_budget > 0:
             skip, report = skip_plan(incoming[0], neg_lse, block_lse, skip_rows, ctx.skip_budget)

@@ -10,11 +10,6 @@ from .margins.angles import angle
 from .negatives import negatives
 
 
-def inside(cos: torch.Tensor) -> torch.Tensor:
-    """The cosine held in [-1, 1], where rounding may have pushed it out; its gradient is left alone."""
-    return cos + (cos.clamp(-1, 1) - cos).detach()
-
-
 def sface(head: Head, steepness: float, a: float, b: float, reduction: str) -> torch.Tensor:
     """-r_own s cos(theta_y) + sum over j != y of r_j s cos(theta_j), r constant for the gradient."""
     statistics = head.statistics(negatives("sface", head.scale, steepness=steepness, angle=b))
@@ -31,7 +26,7 @@ def sphereface2(
     transform = negatives("sphereface2", head.scale, margin=m, power=float(power), straight=float(straight))
     statistics = head.statistics(transform)
     own = statistics.target_cos
-    cos = inside(own.detach() if straight else own)
+    cos = own.detach() if straight else own
     psi = 2 * ((cos + 1) / 2) ** power - 1 - m
     if straight:
         psi = psi + (own - own.detach())

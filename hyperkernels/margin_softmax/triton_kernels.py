@@ -1,0 +1,424 @@
+"""Launchers of the Triton kernels of the class softmax, and the table of their configurations.
+
+Nothing here waits for the device, and every sum is taken in a fixed order. Classes go by in chunks, so that partial
+sums and the gradient of the cosines stay within `WORKSPACE` bytes each.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+from .negatives import LARGEST_POWER, SUMS
+from .triton_backward import finish_kernel, gradient_kernel, input_kernel, weight_kernel
+from .triton_forward import center_kernel, forward_kernel, merge_kernel, row_kernel
+
+WORKSPACE = 128 * 2**20
+SKIP_ROWS = 128  # rows of one entry of the skip plan
+PROGRAMS = 132  # that the split product aims at: one for each multiprocessor of an H200
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Tile(NamedTuple):
+    """One step of a product: result rows and columns, and the depth of a step."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+class Configuration(NamedTuple):
+    """The products of one problem. `cosines` has a tile of classes for its columns, `gradient` a part of one."""
+
+    cosines: Tile  # x . w in the forward
+    gradient: Tile  # x . w in the backward, whose two results share the registers
+    weight: Tile  # H^T x
+    input: Tile  # H w
+
+
+def tile_classes(d: int, dtype: torch.dtype, sub_centers: int) -> int:
+    """Classes in a tile. Two tiles of accumulators live in the registers where sub-centres compete."""
+    wide = {8: 64, 4: 128, 2: 256}[dtype.itemsize]
+    return wide // (2 if sub_centers > 1 else 1)
+
+
+def architecture() -> str:
+    """ "sm_80", "sm_90", "sm_100" or "gfx": a row of the table. Without a device, the interpreter's."""
+    if torch.version.hip is not None:
+        return "gfx"
+    if not torch.cuda.is_available():
+        return "sm_90"
+    major = torch.cuda.get_device_capability()[0]
+    return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
+
+
+def configuration(dtype: torch.dtype, d: int, rows: int, block: int, burden: int, arch: str) -> Configuration:
+    """The table, by size of an element, sizes of the problem and architecture. The burden counts what else than the
+    accumulators needs registers, up to 2: sub-centres or a transform, and numbers per class."""
+    size = dtype.itemsize
+    height = min(128, max(16, triton.next_power_of_2(rows)))
+    width = max(16, min(256 if d % 256 == 0 else 128, triton.next_power_of_2(d)))  # columns of dx and dw
+    depth = max(16, min(128 // size, triton.next_power_of_2(d)))
+    stages = 2 if size > 2 or arch == "gfx" else 3
+    part = min(block, 128)
+
+    def tile(rows: int, columns: int, depth: int, full: int = 32 * 128) -> Tile:
+        return Tile(rows, columns, depth, 8 if size > 2 or rows * columns >= full else 4, stages)
+
+    if size > 2:
+        width, height, depth = min(width, 64), min(height, 32 if size == 8 else 64), min(depth, 16)
+        return Configuration(
+            tile(height, block, depth),
+            tile(height, min(part, 64 if burden == 2 else 128), depth),
+            tile(min(part, 64), width, min(depth, height)),
+            tile(height, width, min(depth, block)),
+        )
+    if arch != "sm_90":
+        width = min(width, 128)
+    if arch in ("sm_80", "sm_100"):
+        burden = min(2, 2 * burden)
+    low = min(height, 128 >> burden)
+    if arch in ("gfx", "sm_80"):
+        depth, low = min(depth, 32), min(low, 64)
+    return Configuration(
+        tile(low, block, depth),
+        tile(min(height, 64 if burden else 128), min(part, 64 if burden == 2 else 128), depth),
+        tile(part, width, min(depth, height), 128 * 128),
+        tile(height, width, min(depth, block), 128 * 128),
+    )
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as PyTorch's own products are."""
+    allowed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if allowed else "ieee"
+
+
+class Problem:
+    """What the launches of one call share: contiguous inputs, sizes, tiles, and the rows made ready."""
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        target: torch.Tensor,
+        scale: torch.Tensor,
+        class_scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        transform: torch.Tensor | None,
+        negatives: str,
+        sub_centers: int,
+        normalize_x: bool,
+        normalize_weight: bool,
+        eps: float,
+        ignore_index: int,
+        absent_index: int,
+        block: int,
+    ) -> None:
+        if x.dtype not in _DTYPES or weight.dtype != x.dtype:
+            raise TypeError(f"x and weight must have one dtype of {_DTYPES}; got {x.dtype} and {weight.dtype}")
+        if block < 16 or block & (block - 1):
+            raise ValueError(f"block must be a power of two of at least 16; got {block}")
+        self.x, self.weight, self.target = x.contiguous(), weight.contiguous(), target.contiguous()
+        self.heads = [None if t is None else t.contiguous() for t in (scale, class_scale, bias, transform)]
+        self.rows, self.d = x.shape
+        self.classes, self.block, self.sub_centers = weight.shape[0] // sub_centers, block, sub_centers
+        self.tiles = triton.cdiv(self.classes, block)
+        self.indices = (ignore_index, absent_index)
+        burden = (sub_centers > 1 or negatives != "cosine") + (class_scale is not None or bias is not None)
+        self.config = config = configuration(x.dtype, self.d, self.rows, block, burden, architecture())
+        # A group shares one entry of the skip plan; a batch of fewer rows is one group.
+        self.group = min(SKIP_ROWS, max(16, triton.next_power_of_2(self.rows)))
+        self.padded = triton.cdiv(self.rows, self.group) * self.group
+        self.stride = max(1, triton.cdiv(self.d, config.input.columns)) * config.input.columns
+        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.kind = {"KIND": negatives, "SUMMED": negatives in SUMS}
+        self.normalize_x = {"NORMALIZE_X": normalize_x}
+        self.normalize_weight = {"NORMALIZE_WEIGHT": normalize_weight}
+        self.shape = {"D": self.d, "STRIDE": self.stride}
+        # Below the smallest normal number a floor has no inverse.
+        self.eps = {"EPS": max(eps, torch.finfo(self.dtype).tiny)}
+        self.centers = {"SUB_CENTERS": sub_centers, **self.eps}
+        self.precision = {"PRECISION": _precision(x.dtype)}
+        self.copy = x.new_empty(self.padded, self.stride)
+        self.multiplier = x.new_empty(self.padded, dtype=self.dtype)
+        self.own = target.new_empty(self.padded)
+
+    def chunks(self, bytes_of_a_tile: int) -> list[tuple[int, int]]:
+        """(first tile, tiles) of pieces that fit the workspace."""
+        size = min(self.tiles, max(1, WORKSPACE // bytes_of_a_tile))
+        return [(first, min(size, self.tiles - first)) for first in range(0, self.tiles, size)]
+
+    def center_norms(self) -> torch.Tensor:
+        """[C * K]; nobody reads them where the weight is taken as it is."""
+        norms = self.weight.new_empty(self.weight.shape[0], dtype=self.dtype)
+        if self.normalize_weight["NORMALIZE_WEIGHT"]:
+            block_d = max(16, min(1024, triton.next_power_of_2(self.d)))
+            block_rows = 4096 // block_d
+            grid = (triton.cdiv(len(norms), block_rows),)
+            center_kernel[grid](
+                self.weight, norms, len(norms), D=self.d, BLOCK_ROWS=block_rows, BLOCK_D=block_d, num_warps=4
+            )
+        return norms
+
+    def prepare_rows(
+        self, w_norm: torch.Tensor, outputs: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+    ) -> None:
+        """The copy of x, its multipliers and own classes; the forward's three outputs where they are given."""
+        block_d = min(1024, triton.next_power_of_2(self.stride))
+        row_kernel[(self.padded // 4,)](
+            self.x,
+            self.weight,
+            w_norm,
+            self.target,
+            self.copy,
+            self.multiplier,
+            self.own,
+            *outputs,
+            self.rows,
+            self.classes,
+            *self.indices,
+            **self.centers,
+            **self.normalize_x,
+            **self.normalize_weight,
+            **self.shape,
+            BLOCK_ROWS=4,
+            BLOCK_D=block_d,
+            num_warps=4,
+        )
+
+    def constants(self, tile: Tile) -> dict[str, object]:
+        """Those of a tile of cosines."""
+        return {
+            **self.kind,
+            **self.centers,
+            **self.normalize_weight,
+            **self.shape,
+            **self.precision,
+            "EVEN": self.classes % self.block == 0,
+            "BLOCK_ROWS": tile.rows,
+            "BLOCK_CLASSES": tile.columns,
+            "BLOCK_D": tile.depth,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        }
+
+
+def class_statistics(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    class_scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    transform: torch.Tensor | None,
+    negatives: str,
+    sub_centers: int,
+    normalize_x: bool,
+    normalize_weight: bool,
+    eps: float,
+    ignore_index: int,
+    absent_index: int,
+    block: int,
+    kept_blocks: int,
+    skip_budget: float,
+    skip_report: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    """The op `class_statistics_triton`; what it returns stands in `op`. No cosines are kept."""
+    p = Problem(
+        x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers, normalize_x, normalize_weight,
+        eps, ignore_index, absent_index, block,
+    )  # fmt: skip
+    floats = [x.new_empty(p.rows, dtype=p.dtype) for _ in range(10)]
+    neg_lse, target_cos, x_norm, hardest_cos, neg_sum, hard_cos, hard_count, top, log_sum, scale_slope = floats
+    hardest_class, target_center = (target.new_empty(p.rows) for _ in range(2))
+    block_lse = x.new_empty((p.rows, p.tiles) if skip_budget > 0 else (0, 0), dtype=p.dtype)
+    kept = x.new_empty(kept_blocks * p.rows * block * sub_centers, dtype=p.dtype)
+    arrays = 3 if p.kind["SUMMED"] else {"cosine": 5, "quadratic": 8}.get(negatives, 6)
+    with torch.cuda.device_of(x):
+        w_norm = p.center_norms()
+        if p.rows:
+            p.prepare_rows(w_norm, (x_norm, target_cos, target_center))
+            merged = (neg_lse, hardest_cos, hardest_class, neg_sum, hard_cos, hard_count, top, log_sum, scale_slope)
+            chunks = p.chunks(arrays * p.rows * p.dtype.itemsize)
+            partial = x.new_empty(arrays * p.rows * chunks[0][1], dtype=p.dtype)
+            row_tiles = p.padded // p.config.cosines.rows
+            for first, tiles in chunks:
+                forward_kernel[(row_tiles * tiles,)](
+                    p.copy, p.weight, p.multiplier, w_norm, p.own, *p.heads, partial, p.rows, row_tiles, tiles,
+                    p.classes, first, **p.constants(p.config.cosines),
+                )  # fmt: skip
+                merge_kernel[(triton.cdiv(p.rows, 8),)](
+                    partial,
+                    p.own,
+                    p.heads[0],
+                    *merged,
+                    block_lse if skip_budget > 0 and not p.kind["SUMMED"] else None,
+                    p.rows,
+                    tiles,
+                    first,
+                    p.tiles,
+                    int(first == chunks[0][0]),
+                    int(first == chunks[-1][0]),
+                    **p.kind,
+                    BLOCK_CLASSES=block,
+                    BLOCK_TILES=min(64, triton.next_power_of_2(chunks[0][1])),
+                    BLOCK_ROWS=8,
+                    num_warps=4,
+                )
+    return (
+        neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_sum, target_center, hard_cos, hard_count, top,
+        log_sum, scale_slope, w_norm, block_lse, kept,
+    )  # fmt: skip
+
+
+def _unit(p: Problem, incoming: list[torch.Tensor], w_norm: torch.Tensor) -> torch.Tensor:
+    """A power of two, on the device, that brings the largest entry H can have to about 2^14: float16 ends at 65504 and
+    the smallest gradients are a billion times below the largest."""
+    d_neg_lse, d_target_cos, d_neg_sum = incoming
+    scale, class_scale, _, transform = p.heads
+    assert scale is not None
+    columns = [] if transform is None else list(transform.unbind(1))
+    slope = {
+        "quadratic": lambda: torch.maximum(columns[4].abs() + columns[5].abs(), columns[6].abs()),
+        "gaussian": lambda: columns[1].abs(),
+        "angle": lambda: (1 / columns[0] ** 2).clamp_min(1),
+        "sface": lambda: scale,
+        "sphereface2": lambda: LARGEST_POWER * scale,
+        "uniface": lambda: scale,
+    }.get(str(p.kind["KIND"]), lambda: torch.ones_like(scale))()
+    active = p.own[: p.rows] != -2
+    share = d_neg_sum.abs() if p.kind["SUMMED"] else d_neg_sum.abs() + d_neg_lse.abs() * scale
+    if class_scale is not None:
+        share = share * class_scale.abs().max()
+    largest = torch.where(active, share * slope + d_target_cos.abs(), 0).max() * p.multiplier.max()
+    if p.normalize_weight["NORMALIZE_WEIGHT"]:
+        largest = largest / torch.where(w_norm < p.eps["EPS"], torch.inf, w_norm).min()
+    exponent = (14 - largest.log2().floor()).clamp(-126, 126)
+    return torch.where((largest > 0) & largest.isfinite(), exponent, 0).exp2()
+
+
+def _skipped(p: Problem, skip: torch.Tensor) -> torch.Tensor:
+    """The plan without the tiles that hold a target of their rows: those are computed whole."""
+    own = p.own[: p.rows]
+    entry = torch.arange(p.rows, device=own.device) // SKIP_ROWS * p.tiles + own // p.block
+    held = skip.new_zeros(skip.numel() + 1)  # the last entry takes the rows without a target
+    held.scatter_(0, torch.where(own >= 0, entry, skip.numel()), 1)
+    return skip * (1 - held[:-1].view(skip.shape))
+
+
+def _lists(skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per row of the plan the columns that count, first and in order, and how many they are."""
+    order = skip.argsort(dim=1, stable=True).to(torch.int32).contiguous()
+    return order, (skip == 0).sum(1, dtype=torch.int32)
+
+
+def class_statistics_backward(
+    d_neg_lse: torch.Tensor,
+    d_target_cos: torch.Tensor,
+    d_x_norm: torch.Tensor,
+    d_neg_cos_sum: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    class_scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    transform: torch.Tensor | None,
+    x_norm: torch.Tensor,
+    target_center: torch.Tensor,
+    top: torch.Tensor,
+    log_sum: torch.Tensor,
+    w_norm: torch.Tensor,
+    kept: torch.Tensor,
+    skip: torch.Tensor,
+    negatives: str,
+    sub_centers: int,
+    normalize_x: bool,
+    normalize_weight: bool,
+    eps: float,
+    ignore_index: int,
+    absent_index: int,
+    block: int,
+    kept_blocks: int,
+    need_x: bool,
+    need_weight: bool,
+    need_class_scale: bool,
+    need_bias: bool,
+) -> tuple[torch.Tensor, ...]:
+    """The op `class_statistics_backward_triton`: (dx, dweight, dclass_scale, dbias), empty where not needed."""
+    p = Problem(
+        x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers, normalize_x, normalize_weight,
+        eps, ignore_index, absent_index, block,
+    )  # fmt: skip
+    dx = torch.empty_like(p.x) if need_x else x.new_empty(0)
+    dweight = torch.empty_like(p.weight) if need_weight else weight.new_empty(0)
+    per_class = [x.new_empty(p.classes if need else 0, dtype=p.dtype) for need in (need_class_scale, need_bias)]
+    if p.rows == 0:
+        return (dx, dweight.zero_(), *(t.zero_() for t in per_class))
+    incoming = [t.contiguous() for t in (d_neg_lse, d_target_cos, d_neg_cos_sum)]
+    rows_saved = [t.contiguous() for t in (target_center, top, log_sum)]
+    with torch.cuda.device_of(x):
+        p.prepare_rows(w_norm, (None, None, None))
+        unit = _unit(p, incoming, w_norm) if x.dtype == torch.float16 else None
+        plan = _skipped(p, skip) if skip.numel() and not p.kind["SUMMED"] else None
+        chunks = p.chunks(p.padded * block * sub_centers * x.dtype.itemsize)
+        widest = chunks[0][1] * block
+        h = x.new_empty(p.padded * sub_centers * widest)
+        # A tile that is left out writes none of its partial sums.
+        new = x.new_empty if plan is None else x.new_zeros
+        row_tiles = p.padded // p.config.gradient.rows
+        product, transposed = p.config.input, p.config.weight
+        programs = p.padded // product.rows * (p.stride // product.columns)
+        splits = max(1, min(PROGRAMS // programs, chunks[0][1]))
+        total = x.new_empty(splits if need_x else 0, p.padded, p.stride, dtype=p.dtype)
+        for first, tiles in chunks:
+            chunk, first_class = tiles * block, first * block
+            last_class = min(p.classes, first_class + chunk)
+            sums = [
+                new(row_tiles, width if need else 0, dtype=p.dtype)
+                for width, need in (
+                    (sub_centers * chunk, need_weight and normalize_weight),
+                    (chunk, need_class_scale),
+                    (chunk, need_bias),
+                )
+            ]
+            gradient_kernel[(row_tiles * (chunk // p.config.gradient.columns),)](
+                p.copy, p.weight, p.multiplier, w_norm, p.own, *p.heads, *rows_saved, *incoming, unit, plan, h,
+                *(t if t.numel() else None for t in sums), p.rows, row_tiles, chunk, p.classes, first, p.tiles,
+                SKIP_ROWS=SKIP_ROWS, TILE=block, **p.constants(p.config.gradient),
+            )  # fmt: skip
+            radial, *of_classes = sums
+            for result, partial in zip(per_class, of_classes, strict=True):
+                if result.numel():
+                    torch.sum(partial[:, : last_class - first_class], dim=0, out=result[first_class:last_class])
+            lists: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+            constants = {**p.shape, **p.precision, "SUB_CENTERS": sub_centers, "GROUP": p.group, "TILE": block}
+            if need_weight:
+                if plan is not None:
+                    lists = _lists(plan[:, first : first + tiles].t())
+                weight_kernel[(chunk // transposed.rows * sub_centers * (p.stride // transposed.columns),)](
+                    p.copy, h, p.weight, w_norm, radial.sum(0) if radial.numel() else None, unit, *lists, dweight,
+                    p.padded // p.group, chunk, p.classes, first_class, **p.eps, **constants,
+                    BLOCK_CLASSES=transposed.rows, BLOCK_D=transposed.columns, BLOCK_ROWS=transposed.depth,
+                    num_warps=transposed.warps, num_stages=transposed.stages,
+                )  # fmt: skip
+            if need_x:
+                if plan is not None:
+                    lists = _lists(plan[:, first : first + tiles])
+                input_kernel[(programs * splits,)](
+                    h, p.weight, *lists, total, p.padded // product.rows, splits, tiles, chunk, p.classes, first_class,
+                    int(first == chunks[0][0]), **constants, BLOCK_ROWS=product.rows, BLOCK_D=product.columns,
+                    BLOCK_CLASSES=product.depth, num_warps=product.warps, num_stages=product.stages,
+                )  # fmt: skip
+        if need_x:
+            finish_kernel[(p.padded // 4,)](
+                total.sum(0), p.copy, p.multiplier, p.own, x_norm.contiguous(), d_x_norm.contiguous(), unit, dx,
+                p.rows, **p.eps, **p.normalize_x, **p.shape, BLOCK_ROWS=4,
+                BLOCK_D=min(1024, triton.next_power_of_2(p.stride)), num_warps=4,
+            )  # fmt: skip
+    return (dx, dweight, *per_class)
