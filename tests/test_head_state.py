@@ -160,7 +160,7 @@ def test_fixed_adacos_is_a_scale(backend):
 
 @pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL)
 def test_evaluation_leaves_the_state(make):
-    x, weight, target = hard_problem()
+    x, _, target = hard_problem()
     module = hk.nn.MarginSoftmax(5, 11, margin=make(), normalize_x=True)
     before = copy.deepcopy(module.state_dict())
     module.eval()(x.float(), target)
@@ -205,7 +205,9 @@ def test_elasticface_draws_anew(backend):
             drawn = torch.empty(16, dtype=torch.float64).normal_(mean, 0.05, generator=generator)[2:]
             # One margin a row is one a class where every row has a class of its own.
             formula = lambda c, y, norms, m=drawn[:, None]: authors.put(  # noqa: E731
-                c, y, torch.cos(torch.acos(c) + m) if kind == "arc" else c - m  # noqa: B023
+                c,
+                y,
+                torch.cos(torch.acos(c) + m) if kind == "arc" else c - m,  # noqa: B023
             )
             agree(one, value_and_gradients(lambda x, w: authors.softmax_loss(x, w, target, formula, 20.0), x, weight))  # noqa: B023
     torch.manual_seed(5)

@@ -114,6 +114,25 @@ def test_exact_gradients_are_those_of_the_value(name):
         assert torch.autograd.gradcheck(head(PLAIN[name][0], target, 4.0), leaves)
 
 
+@pytest.mark.parametrize("name", [name for name, case in PLAIN.items() if case[0].looks_ahead])
+def test_looking_ahead_with_sub_centers(name, backend):
+    """The target's cosine that the negatives are judged by is that of its nearest centre."""
+    margin, formula, _ = PLAIN[name]
+    x, weight, target = hard_problem()
+    weight = torch.cat([weight, weight + 0.3 * torch.randn_like(weight)])[torch.arange(22).view(2, 11).T.flatten()]
+    keep = target != -100
+
+    def wanted(x, weight):
+        unit = torch.nn.functional.normalize
+        c = (unit(x[keep]) @ unit(weight).T).view(-1, 11, 2).amax(2)
+        return torch.nn.functional.cross_entropy(20 * formula(c, target[keep], x[keep].norm(dim=1)), target[keep])
+
+    def found(x, weight):
+        return hk.margin_softmax_loss(x, weight, target, margin=margin, scale=20.0, sub_centers=2)
+
+    agree(value_and_gradients(found, x, weight), value_and_gradients(wanted, x, weight))
+
+
 def every_margin():
     """All margins of the package, in every kind of gradient that they have."""
     for name, (margin, _, _) in PLAIN.items():
@@ -227,7 +246,7 @@ def test_annealing_blends_the_target(backend):
         def formula(c, y, norms, blend=blend):
             return authors.put(c, y, (blend * c + authors.sphereface_psi(torch.acos(c), 3.0)) / (1 + blend))
 
-        wanted = value_and_gradients(lambda x, w: authors.softmax_loss(x, w, target, formula, 20.0), x, weight)  # noqa: B023
+        wanted = value_and_gradients(lambda x, w: authors.softmax_loss(x, w, target, formula, 20.0), x, weight)
         agree(found, wanted)
     assert margin.iteration == 4 and margin.annealing() == 1.5
 

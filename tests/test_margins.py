@@ -50,6 +50,54 @@ def test_straight_through_changes_the_gradient_alone():
     assert torch.equal(derivative, torch.ones_like(psi))
 
 
+def test_arcface_has_an_easy_margin():
+    """None from a right angle on, as in the first face heads."""
+    psi, derivative = slope(hk.margins.ArcFace(0.5, past_pi="easy"), ANGLES.cos())
+    near = ANGLES.cos() > 0
+    torch.testing.assert_close(psi[near], (ANGLES + 0.5).cos()[near])
+    assert torch.equal(psi[~near], ANGLES.cos()[~near])
+    assert torch.equal(derivative[~near], torch.ones_like(derivative[~near]))
+
+
+def test_combined_margin_is_all_three():
+    psi, derivative = slope(hk.margins.CombinedMargin(1.3, 0.4, 0.1), ANGLES.cos())
+    torch.testing.assert_close(psi, (1.3 * ANGLES + 0.4).cos() - 0.1)
+    torch.testing.assert_close(derivative, 1.3 * (1.3 * ANGLES + 0.4).sin() / ANGLES.sin())
+
+
+@pytest.mark.parametrize("m", [1.0, 1.7, 2.0, 4.0])
+def test_sphereface_falls_from_zero_to_pi(m):
+    """Continuously, through (-1)^k - 2k at k pi / m, to 1 - 2m at pi for a whole m; m = 1 is the cosine itself."""
+    angles = torch.linspace(0, math.pi, 4001, dtype=torch.float64)
+    psi = hk.margins.SphereFace(m)(angles.cos(), NORM)
+    assert (psi.diff() <= 1e-9).all() and psi.diff().abs().max() < 0.01
+    assert psi[0] == 1
+    if m == int(m):
+        assert psi[-1] == pytest.approx(1 - 2 * m)
+    if m == 1:
+        torch.testing.assert_close(psi, angles.cos())
+
+
+def test_sphereface_r1_stays_at_its_lowest():
+    psi, derivative = slope(hk.margins.SphereFaceR1(2.0), ANGLES.cos())
+    below = ANGLES.cos() > 0
+    torch.testing.assert_close(psi[below], (2 * ANGLES).cos()[below])
+    assert (psi[~below] == -1).all() and (derivative[~below] == 0).all()
+
+
+def test_class_margins_may_be_negative():
+    """Then theta + m does not reach pi, and nothing needs continuing."""
+    margin = hk.margins.ClassMargin(torch.tensor([-0.3], dtype=torch.float64), "arc")
+    rows = hk.margins.Rows(ANGLES.cos(), NORM, torch.zeros(200, dtype=torch.int64), torch.ones(200, dtype=torch.bool))
+    torch.testing.assert_close(margin.target_logits(rows, None), (ANGLES - 0.3).cos())
+
+
+def test_npcface_knows_its_hard_negatives_in_a_head_alone():
+    cos = ANGLES.cos()
+    wanted = torch.where(cos > 0, (ANGLES + 0.4).cos(), cos)
+    torch.testing.assert_close(hk.margins.NPCFace()(cos, NORM), wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gradient", ["exact", "straight_through"])
 def test_arcface_at_the_poles(dtype, gradient):
@@ -71,11 +119,73 @@ def test_arcface_at_the_poles(dtype, gradient):
         (lambda: hk.margins.ArcFace(0.5, gradient="detached"), "gradient must be one of 'exact', 'straight_through'"),
         (lambda: hk.margins.ArcFace(0.5, past_pi="clip"), "past_pi must be one of"),
         (lambda: hk.margins.CosFace(math.nan), "m must be finite"),
+        (lambda: hk.margins.CombinedMargin(0.0), "m1 must be greater than 0"),
+        (lambda: hk.margins.CombinedMargin(1.0, -0.1), "m2 must be in"),
+        (lambda: hk.margins.CombinedMargin(1.0, 0.1, math.inf), "m3 must be finite"),
+        (lambda: hk.margins.ClassMargin(torch.zeros(3), "sum"), "kind must be one of 'cos', 'arc'"),
+        (lambda: hk.margins.ClassMargin(torch.zeros(3, 1)), "margins must have 1 dimension"),
+        (lambda: hk.margins.ClassMargin(torch.zeros(3), reward=-1.0), "reward must be at least 0"),
+        (lambda: hk.margins.SphereFace(0.5), "m must be at least 1"),
+        (lambda: hk.margins.SphereFaceR1(0.5), "m must be at least 1"),
+        (lambda: hk.margins.SphereFaceR2(0.5), "m must be at least 1"),
+        (lambda: hk.margins.ASoftmax(gamma=-1.0), "gamma must be at least 0"),
+        (lambda: hk.margins.ElasticFace(std=-1.0), "std must be at least 0"),
+        (lambda: hk.margins.ElasticFace(kind="sphere"), "kind must be one of 'arc', 'cos'"),
+        (lambda: hk.margins.ElasticFace(plus=True), "plus must be one of 'rank', 'permutation'"),
+        (lambda: hk.margins.AdaFace(h=0.0), "h must be greater than 0"),
+        (lambda: hk.margins.AdaFace(t_alpha=2.0), "t_alpha must be in"),
+        (lambda: hk.margins.AdaFace(clip=-1.0), "clip must be in"),
+        (lambda: hk.margins.MagFace(10.0, 5.0), "u_a must be greater than 10"),
+        (lambda: hk.margins.MagFace(0.0), "l_a must be greater than 0"),
+        (lambda: hk.margins.AdaCos(2), "num_classes must be at least 3"),
+        (lambda: hk.margins.CurricularFace(momentum=-0.1), "momentum must be in"),
+        (lambda: hk.margins.MVSoftmax(weight=0.9), "weight must be at least 1"),
+        (lambda: hk.margins.MVSoftmax(kind="sv"), "kind must be one of 'am', 'arc'"),
+        (lambda: hk.margins.NPCFace(m1=-0.1), "m1 must be in"),
+        (lambda: hk.margins.CircleMargin(1.5), "m must be in"),
+        (lambda: hk.margins.ArcNegFace(sigma=0.0), "sigma must be greater than 0"),
+        (lambda: hk.margins.InterClassFilter(1.5), "threshold must be in"),
     ],
 )
 def test_wrong_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: hk.margins.ClassMargin([0.1, 0.2]),
+        lambda: hk.margins.InterClassFilter(0.4, 0.5),
+        lambda: hk.margins.AdaFace(m="large"),
+    ],
+)
+def test_wrong_types(make):
+    with pytest.raises(TypeError, match=r"(margins|margin|m) must be"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("margin", "options", "message"),
+    [
+        (hk.margins.ClassMargin(torch.zeros(8)), {}, r"margins must have one entry per class \(9\); got"),
+        (hk.margins.SphereFace(2.0), {"normalize_x": False}, "works on cosines"),
+        (hk.margins.SphereFace(2.0, raw_norm=True), {}, "normalize_x must be False"),
+        (hk.margins.ASoftmax(), {}, "normalize_x must be False"),
+        (hk.margins.ASoftmax(), {"normalize_x": False, "normalize_weight": False}, "normalize_weight True"),
+        (hk.margins.AdaFace(), {"normalize_weight": False}, "works on cosines"),
+        (hk.margins.InterClassFilter(), {"normalize_x": False}, "works on cosines"),
+    ],
+)
+def test_heads_that_do_not_fit(margin, options, message):
+    x, weight, target = torch.randn(6, 4), torch.randn(9, 4), torch.randint(9, (6,))
+    with pytest.raises(ValueError, match=message):
+        hk.margin_softmax_loss(x, weight, target, margin=margin, **options)
+
+
+def test_class_margins_need_their_classes():
+    with pytest.raises(TypeError, match="ClassMargin needs the rows' classes"):
+        hk.margins.ClassMargin(torch.zeros(3))(ANGLES.cos(), NORM)
 
 
 def test_a_users_function_serves():

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, report
 
-TESTS = "double_loop or gradcheck or tile_size or cannot_poison or margins"
+TESTS = "double_loop or gradcheck or tile_size or cannot_poison or margins or dropped_never or nearest_and_ties"
 
 PLUGIN = """
 import os, warnings
@@ -40,22 +40,44 @@ class Mutant:
 
 MUTANTS = [
     Mutant("nothing changed"),
-    Mutant("projection term dropped", "rows.h", "v[k] -= w[k] * inverse * radial;", ";"),
+    Mutant("projection of dx dropped", "rows.h", "(v[k] - u * radial) * outer", "v[k] * outer"),
+    Mutant("projection of dweight dropped", "rows.h", "v[k] - A(simd::load(w + k)) * inverse * radial", "v[k]"),
     Mutant(
         "margin dropped",
         python="from hyperkernels.margin_softmax import margins as m\nm.ArcFace.__call__ = lambda self, t, n: t",
     ),
     Mutant(
         "last ragged block dropped",
-        "cpu.cpp",
+        "problem.h",
         "return (c + block - 1) / block;",
         "return std::max<int64_t>(1, c / block);",
     ),
-    Mutant("target not masked out", "rows.h", "if (own >= 0 && own < classes) z[own] = kNone;", ""),
-    Mutant("target's gradient dropped", "rows.h", "h[own] = g.target * inverse[own];", ";"),
-    Mutant("running sum not rescaled", "rows.h", "sum * std::exp(scale * (max - other_max))", "sum"),
-    Mutant("second chunk of rows overwrites the first", "cpu.cpp", "r == 0 ? 0 : 1, 1", "0, 1"),
-    Mutant("ignored rows take part", "cpu.cpp", "if (target[i] == ignore_index) {", "if (false) {"),
+    Mutant(
+        "target not left out of the sum",
+        "rows.h",
+        "const int64_t own = tile.own(row[i]);",
+        "const int64_t own = classes;",
+    ),
+    Mutant("target's gradient dropped", "rows.h", "mine[r.own_center] = r.target *", "mine[r.own_center] = 0 *"),
+    Mutant("running sum not rescaled", "rows.h", "sum = sum * fade + other.sum;", "sum = sum + other.sum;"),
+    Mutant(
+        "second chunk of rows overwrites the first", "backward.cpp", "centre_sums(), r > 0)", "centre_sums(), false)"
+    ),
+    Mutant(
+        "ignored rows take part", "problem.h", "row.active = target[i] != problem.ignore_index;", "row.active = true;"
+    ),
+    Mutant(
+        "every centre gets the gradient",
+        "rows.h",
+        "winner[j] == number ? g[j] * inverse[at] : A(0)",
+        "g[j] * inverse[at]",
+    ),
+    Mutant("skipped rows lose their target", "backward.cpp", "      add_strays(first);", "      ;"),
+    Mutant(
+        "tiles skipped beyond the budget",
+        python="from hyperkernels.margin_softmax import op\nreal = op.skip_plan\n"
+        "op.skip_plan = lambda d, n, b, r, budget: (real(d, n, b, r, 3 * budget)[0], real(d, n, b, r, budget)[1])",
+    ),
 ]
 
 
@@ -73,7 +95,7 @@ def compile_mutant(mutant: Mutant, folder: Path) -> Path:
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     links = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
     command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-fopenmp", "-fPIC", "-shared", *includes]
-    files = [str(sources / "margin_softmax" / "cpu.cpp"), str(sources / "simd.cpp")]
+    files = [*map(str, sorted((sources / "margin_softmax").glob("*.cpp"))), str(sources / "simd.cpp")]
     subprocess.run([*command, *files, *links, "-o", str(library)], check=True, capture_output=True, text=True)
     return library
 
@@ -101,7 +123,8 @@ def test_a_mutant_is_caught(mutant, libraries, tmp_path):
         "MUTANT_LIBRARY": str(libraries.get(mutant.name, "")),
         "MUTANT_PYTHON": mutant.python,
     }
-    files = [f"tests/test_{name}.py" for name in ("margin_softmax", "margin_softmax_edges", "margins")]
+    names = ("margin_softmax", "margin_softmax_edges", "margin_softmax_options", "margins", "skip_budget")
+    files = [f"tests/test_{name}.py" for name in names]
     options = ["-p", "mutant_plugin", "-p", "no:cacheprovider", "--maxfail=3", "-k", TESTS]
     command = [sys.executable, "-m", "pytest", *options, *files]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
