@@ -17,7 +17,7 @@ SOURCES = [
     "csrc/bindings.cpp",
     "csrc/simd.cpp",
     "csrc/unit_norm/cpu.cpp",
-    *(f"csrc/margin_softmax/{part}.cpp" for part in ("problem", "products", "forward", "backward")),
+    *(f"csrc/margin_softmax/{part}.cpp" for part in ("problem", "gemm_bf16", "products", "forward", "backward")),
 ]
 CUDA_SOURCES = ["csrc/bindings_cuda.cpp", "csrc/unit_norm/cuda.cu"]
 

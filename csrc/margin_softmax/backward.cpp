@@ -30,8 +30,9 @@ struct Gradients {
 void check_saved(const Problem& p, const Saved& s) {
   for (const at::Tensor* rows :
        {&s.d_neg_lse, &s.d_target_cos, &s.d_x_norm, &s.d_neg_cos_sum, &s.x_norm, &s.top, &s.log_sum}) {
-    TORCH_CHECK_VALUE(rows->numel() == p.n && rows->scalar_type() == p.scale.scalar_type(),
-                      "incoming gradients and saved statistics must have one entry per row of x, in the dtype of scale");
+    TORCH_CHECK_VALUE(
+        rows->numel() == p.n && rows->scalar_type() == p.scale.scalar_type(),
+        "incoming gradients and saved statistics must have one entry per row of x, in the dtype of scale");
   }
   TORCH_CHECK_VALUE(s.w_norm.numel() == p.weight.size(0) && s.w_norm.scalar_type() == p.scale.scalar_type(),
                     "w_norm must have one entry per row of weight, in the dtype of scale");
@@ -71,6 +72,15 @@ struct Add {
   }
 };
 
+template <class A>
+void fill_gradients(const Problem& p, const A* cosines, A* h, int64_t rows, const Tile<A>& tile,
+                    const Scratch<A>& scratch, const Row<A>* row, A* class_sums) {
+  with_kernel<A>(p, [&](auto tag, auto plain) {
+    using K = typename decltype(tag)::type;
+    simd::run<GradientTile<K, decltype(plain)::value>>(cosines, h, rows, tile, scratch, row, class_sums);
+  });
+}
+
 // One lane's work, a tile at a time.
 template <class T>
 class LaneBackward {
@@ -80,8 +90,18 @@ class LaneBackward {
   // part [N, D] takes the lane's share of the gradient of x^.
   LaneBackward(const Problem& p, const Saved& s, const Needs& needs, const XOperand& x, const std::vector<Row<A>>& rows,
                A* part, Gradients& out)
-      : p_(p), s_(s), needs_(needs), rows_(rows), part_(part), out_(out), memory_(p), products_(make_products<T>(p, x, rows)),
-        h_(std::min(kRows, p.n) * p.tile_width()), class_sums_(2 * p.block), lonely_(p.d) {
+      : p_(p),
+        s_(s),
+        needs_(needs),
+        rows_(rows),
+        part_(part),
+        out_(out),
+        memory_(p),
+        products_(make_products<T>(p, x, rows)),
+        h_(std::min(kRows, p.n) * p.tile_width()),
+        class_sums_(2 * p.block),
+        class_totals_(2 * p.block),
+        lonely_(p.d) {
     if (needs.weight && !kInPlace) centre_sums_.resize(p.tile_width() * p.d);
   }
 
@@ -91,7 +111,7 @@ class LaneBackward {
       select(b);
       const int64_t first = p_.first_class(b) * p_.sub_centers;
       tile_ = memory_.tile(b, data<A>(s_.w_norm) + first);
-      std::fill(class_sums_.begin(), class_sums_.end(), A(0));
+      std::fill(class_totals_.begin(), class_totals_.end(), 0);
       if (selected_ > 0 || !strays_.empty()) products_->take_centres(first, tile_.centres());
       for (int64_t r = 0; r < selected_; r += kRows) add_rows(b, r, b == p_.lane_begin(lane));
       // A tile that no row takes part in is written once, and its centres are not even read.
@@ -106,6 +126,7 @@ class LaneBackward {
   }
 
  private:
+  static constexpr int64_t kSummedRows = 32;
   static constexpr bool kInPlace = std::is_same_v<T, A>;  // dweight itself takes the sums over rows
 
   bool skips() const { return s_.skip.numel() > 0; }
@@ -149,14 +170,14 @@ class LaneBackward {
       products_->multiply(h_.data(), ld);
       simd::run<ScaleTile>(h_.data(), count, tile_, row);
     }
-    with_kind<A>(p_.negatives.kind, [&](auto tag) {
-      using K = typename decltype(tag)::type;
-      if (p_.affine()) {
-        simd::run<GradientTile<K, true>>(cosines, h_.data(), count, tile_, memory_.scratch(), row, class_sums_.data());
-      } else {
-        simd::run<GradientTile<K, false>>(cosines, h_.data(), count, tile_, memory_.scratch(), row, class_sums_.data());
-      }
-    });
+    // Few rows at a time, where sums over them are wanted: float partial sums go into double ones.
+    const int64_t at_once = p_.plain() ? count : kSummedRows;
+    for (int64_t i = 0; i < count; i += at_once) {
+      std::fill(class_sums_.begin(), class_sums_.end(), A(0));
+      fill_gradients(p_, cosines + i * ld, h_.data() + i * ld, std::min(at_once, count - i), tile_, memory_.scratch(),
+                     row + i, class_sums_.data());
+      for (int64_t k = 0; k < 2 * tile_.classes && !p_.plain(); ++k) class_totals_[k] += double(class_sums_[k]);
+    }
     if (needs_.x && all) products_->row_gradients(h_.data(), ld, part_ + r * p_.d, skips() || !first_tile);
     if (needs_.x && !all) scatter_row_gradients(index, count);
     if (needs_.weight) products_->centre_gradients(h_.data(), ld, centre_sums(), r > 0);
@@ -205,7 +226,7 @@ class LaneBackward {
   }
 
   void store_class_sums() {
-    const A* sums = class_sums_.data();
+    const double* sums = class_totals_.data();
     if (needs_.class_scale) {
       std::copy(sums, sums + tile_.classes, mutable_data<A>(out_.class_scale) + tile_.first);
     }
@@ -223,7 +244,9 @@ class LaneBackward {
   LaneMemory<A> memory_;
   std::unique_ptr<Products<A>> products_;
   Tile<A> tile_;
-  std::vector<A> h_, class_sums_, lonely_, centre_sums_, row_sums_;
+  std::vector<A> h_, class_sums_;
+  std::vector<double> class_totals_;
+  std::vector<A> lonely_, centre_sums_, row_sums_;
   std::vector<Row<A>> gathered_;
   std::vector<int64_t> live_, strays_;
   int64_t selected_ = 0;
@@ -259,6 +282,8 @@ Gradients backward(const Problem& p, const Saved& s, const Needs& needs) {
                 at::empty({needs.class_scale ? p.c : 0}, p.accumulate()),
                 at::empty({needs.bias ? p.c : 0}, p.accumulate())};
   at::Tensor parts = at::empty({needs.x ? p.lanes() : 0, p.n, p.d}, p.accumulate());
+  use_large_pages(out.weight);
+  use_large_pages(parts);
   p.over_lanes([&](int64_t lane) {
     A* part = needs.x ? mutable_data<A>(parts) + lane * p.n * p.d : nullptr;
     LaneBackward<T>(p, s, needs, x, rows, part, out).run(lane);
@@ -280,11 +305,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> class_statistics_back
     const at::Tensor& skip, c10::string_view negatives, int64_t sub_centers, bool normalize_x, bool normalize_weight,
     double eps, int64_t ignore_index, int64_t absent_index, int64_t block, int64_t kept_blocks, bool need_x,
     bool need_weight, bool need_class_scale, bool need_bias) {
-  const Problem p =
-      make_problem(x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers, normalize_x,
-                   normalize_weight, eps, ignore_index, absent_index, block, kept_blocks);
-  const Saved s{d_neg_lse.contiguous(), d_target_cos.contiguous(), d_x_norm.contiguous(), d_neg_cos_sum.contiguous(),
-                x_norm.contiguous(),    target_center.contiguous(), top.contiguous(),     log_sum.contiguous(),
+  const Problem p = make_problem(x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers,
+                                 normalize_x, normalize_weight, eps, ignore_index, absent_index, block, kept_blocks);
+  const Saved s{d_neg_lse.contiguous(), d_target_cos.contiguous(),  d_x_norm.contiguous(), d_neg_cos_sum.contiguous(),
+                x_norm.contiguous(),    target_center.contiguous(), top.contiguous(),      log_sum.contiguous(),
                 w_norm.contiguous(),    kept.contiguous(),          skip.contiguous()};
   check_saved(p, s);
   const Needs needs{need_x, need_weight, need_class_scale && p.class_scale.defined(), need_bias && p.bias.defined()};

@@ -54,6 +54,7 @@ struct Statistics {
     w_norm = at::empty({p.c * p.sub_centers}, numbers);
     block_lse = at::empty({with_block_lse ? p.n : 0, with_block_lse ? p.blocks() : 0}, numbers);
     kept = at::empty({p.kept_blocks * p.n * p.tile_width()}, numbers);
+    use_large_pages(kept);
   }
 
   auto tuple() const {
@@ -63,15 +64,11 @@ struct Statistics {
 };
 
 template <class A>
-void fold(const Problem& p, const A* z, int64_t rows, const Tile<A>& tile, const Scratch<A>& scratch,
-          const Row<A>* row, RowState* state, A* tile_lse) {
-  with_kind<A>(p.negatives.kind, [&](auto tag) {
+void fold(const Problem& p, const A* z, int64_t rows, const Tile<A>& tile, const Scratch<A>& scratch, const Row<A>* row,
+          RowState* state, A* tile_lse) {
+  with_kernel<A>(p, [&](auto tag, auto plain) {
     using K = typename decltype(tag)::type;
-    if (p.affine()) {
-      simd::run<FoldTile<K, true>>(z, rows, tile, scratch, row, state, tile_lse, p.blocks());
-    } else {
-      simd::run<FoldTile<K, false>>(z, rows, tile, scratch, row, state, tile_lse, p.blocks());
-    }
+    simd::run<FoldTile<K, decltype(plain)::value>>(z, rows, tile, scratch, row, state, tile_lse, p.blocks());
   });
 }
 
@@ -147,9 +144,8 @@ auto class_statistics(const at::Tensor& x, const at::Tensor& weight, const at::T
                       const std::optional<at::Tensor>& transform, c10::string_view negatives, int64_t sub_centers,
                       bool normalize_x, bool normalize_weight, double eps, int64_t ignore_index, int64_t absent_index,
                       int64_t block, int64_t kept_blocks, double skip_budget, const std::optional<at::Tensor>&) {
-  const Problem p =
-      make_problem(x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers, normalize_x,
-                   normalize_weight, eps, ignore_index, absent_index, block, kept_blocks);
+  const Problem p = make_problem(x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers,
+                                 normalize_x, normalize_weight, eps, ignore_index, absent_index, block, kept_blocks);
   TORCH_CHECK_VALUE(!(skip_budget > 0) || !p.negatives.sum, "negatives of kind ", negatives,
                     " have no log-sum-exp by which tiles could be skipped");
   return with_storage(p, [&](auto t) { return forward<decltype(t)>(p, skip_budget > 0); }).tuple();

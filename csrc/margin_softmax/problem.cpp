@@ -1,5 +1,9 @@
 #include "problem.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace hyperkernels::margin_softmax {
 
 namespace {
@@ -25,6 +29,16 @@ void check_targets(const Problem& p) {
 
 }  // namespace
 
+void use_large_pages(at::Tensor& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t(1) << 21;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()), end = begin + tensor.nbytes();
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+  // Advice only: where it is refused nothing changes.
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, const at::Tensor& scale,
                      const std::optional<at::Tensor>& class_scale, const std::optional<at::Tensor>& bias,
                      const std::optional<at::Tensor>& transform, std::string_view negatives, int64_t sub_centers,
@@ -41,19 +55,28 @@ Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Te
   TORCH_CHECK_VALUE(sub_centers > 0 && weight.size(0) > 0 && weight.size(0) % sub_centers == 0,
                     "weight must have sub_centers=", sub_centers, " rows for each of at least one class; got ",
                     weight.size(0));
-  Problem p{x.contiguous(),       weight.contiguous(),
-            target.contiguous(),  scale.contiguous(),
-            contiguous(class_scale), contiguous(bias),
-            contiguous(transform), kind_facts(negatives),
-            sub_centers,          normalize_x,
-            normalize_weight,     eps,
-            ignore_index,         absent_index,
-            block,                kept_blocks,
-            x.size(0),            weight.size(0) / sub_centers,
+  Problem p{x.contiguous(),
+            weight.contiguous(),
+            target.contiguous(),
+            scale.contiguous(),
+            contiguous(class_scale),
+            contiguous(bias),
+            contiguous(transform),
+            kind_facts(negatives),
+            sub_centers,
+            normalize_x,
+            normalize_weight,
+            eps,
+            ignore_index,
+            absent_index,
+            block,
+            kept_blocks,
+            x.size(0),
+            weight.size(0) / sub_centers,
             x.size(1)};
-  TORCH_CHECK_VALUE(block > 0 && block <= (int64_t(1) << 32) / sub_centers && kept_blocks >= 0 &&
-                        kept_blocks <= p.blocks(),
-                    "block and kept_blocks must fit the classes; got ", block, " and ", kept_blocks);
+  TORCH_CHECK_VALUE(
+      block > 0 && block <= (int64_t(1) << 32) / sub_centers && kept_blocks >= 0 && kept_blocks <= p.blocks(),
+      "block and kept_blocks must fit the classes; got ", block, " and ", kept_blocks);
   const at::ScalarType accumulate = dtype == at::kDouble ? at::kDouble : at::kFloat;
   check_numbers("scale", p.scale, {p.n}, accumulate);
   check_numbers("class_scale", p.class_scale, {p.c}, accumulate);

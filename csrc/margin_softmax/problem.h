@@ -36,7 +36,8 @@ struct Problem {
 
   int64_t n, c, d;  // rows, classes, embedding size
 
-  bool affine() const { return class_scale.defined() || bias.defined(); }
+  // The logit is the cosine by the scale: the case that has kernels of its own.
+  bool plain() const { return negatives.kind == Kind::kCosine && !class_scale.defined() && !bias.defined(); }
   at::TensorOptions accumulate() const { return scale.options(); }
 
   int64_t blocks() const { return (c + block - 1) / block; }
@@ -79,6 +80,10 @@ Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Te
                      bool normalize_x, bool normalize_weight, double eps, int64_t ignore_index, int64_t absent_index,
                      int64_t block, int64_t kept_blocks);
 
+// Asks for large pages behind a tensor that is about to be written for the first time: with the usual 4 KiB the system
+// spends as long on handing out the gradient of many classes as a few products take.
+void use_large_pages(at::Tensor& tensor);
+
 // Calls f with the storage type of the problem's x and weight.
 template <class F>
 auto with_storage(const Problem& problem, F f) {
@@ -106,6 +111,13 @@ T* mutable_data(at::Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
+// Calls f(Tag<K>, std::bool_constant<kPlain>) with the template arguments of the problem's kernels.
+template <class A, class F>
+void with_kernel(const Problem& problem, F f) {
+  if (problem.plain()) return f(Tag<Cosine<A>>(), std::true_type());
+  with_kind<A>(problem.negatives.kind, [&](auto tag) { f(tag, std::false_type()); });
+}
+
 // The first half of every row; `factor` is 1 until the products say otherwise.
 template <class A>
 std::vector<Row<A>> make_rows(const Problem& problem) {
@@ -125,12 +137,15 @@ std::vector<Row<A>> make_rows(const Problem& problem) {
   return rows;
 }
 
-// A lane's memory for the loops: the scratch rows, and the affine arrays of a problem that has only one of them.
+// A lane's memory for the loops: the scratch rows, and class_scale and bias of a problem that has none.
 template <class A>
 class LaneMemory {
  public:
   explicit LaneMemory(const Problem& problem)
-      : problem_(problem), numbers_(4 * problem.block), inverse_(problem.tile_width()), ones_(problem.block, A(1)),
+      : problem_(problem),
+        numbers_(4 * problem.block),
+        inverse_(problem.tile_width()),
+        ones_(problem.block, A(1)),
         zeros_(problem.block, A(0)) {}
 
   Scratch<A> scratch() {
@@ -144,10 +159,8 @@ class LaneMemory {
     const int64_t first = problem_.first_class(b);
     Tile<A> tile{first, problem_.classes(b), problem_.sub_centers, problem_.tile_width(), inverse_.data()};
     simd::run<Inverses>(norm, tile.centres(), problem_.eps, problem_.normalize_weight, inverse_.data());
-    if (problem_.affine()) {
-      tile.class_scale = problem_.class_scale.defined() ? data<A>(problem_.class_scale) + first : ones_.data();
-      tile.bias = problem_.bias.defined() ? data<A>(problem_.bias) + first : zeros_.data();
-    }
+    tile.class_scale = problem_.class_scale.defined() ? data<A>(problem_.class_scale) + first : ones_.data();
+    tile.bias = problem_.bias.defined() ? data<A>(problem_.bias) + first : zeros_.data();
     return tile;
   }
 

@@ -1,7 +1,10 @@
 #include "products.h"
 
+#include <cmath>
 #include <cstring>
 #include <type_traits>
+
+#include "gemm_bf16.h"
 
 namespace hyperkernels::margin_softmax {
 
@@ -110,16 +113,127 @@ class DenseProducts : public Products<Accumulate<T>> {
   at::Tensor widened_, gathered_, centres_, rows_;
 };
 
+// Rows of x times a power of two that makes their norm about one: exact, and products neither overflow nor vanish.
+struct PackedRows {
+  static HK_INLINE void run(const simd::Bfloat16* x, Row<float>* row, int64_t rows, int64_t dim, int64_t ld, double eps,
+                            bool normalize, simd::Bfloat16* packed, float* norm) {
+    for (int64_t i = 0; i < rows; ++i, x += dim, packed += ld) {
+      for (int64_t k = row[i].active ? dim : 0; k < ld; ++k) packed[k].bits = 0;
+      norm[i] = 0;
+      if (!row[i].active) continue;
+      const double length = std::sqrt(simd::sum_squares(x, dim));
+      norm[i] = float(length);
+      int exponent = 0;
+      if (length > 0 && std::isfinite(length)) std::frexp(length, &exponent);
+      exponent = exponent > 120 ? 120 : exponent < -120 ? -120 : exponent;
+      const float power = std::ldexp(1.f, -exponent);
+      row[i].factor = float((normalize ? 1 / (length < eps ? eps : length) : 1) / double(power));
+#pragma omp simd
+      for (int64_t k = 0; k < dim; ++k) simd::store(packed + k, simd::load(x + k) * power);
+    }
+  }
+};
+
+// Through the processor's bfloat16 products. Both sides go in as they are; h is rounded for the two products that read
+// it, once with each side's factors.
+class PackedProducts : public Products<float> {
+ public:
+  PackedProducts(const Problem& problem, const at::Tensor& x, const std::vector<Row<float>>& rows)
+      : problem_(problem), all_rows_(rows), x_(data<simd::Bfloat16>(x)), ld_(x.size(1)) {}
+
+  void take_centres(int64_t first, int64_t count) override {
+    centres_ = data<simd::Bfloat16>(problem_.weight) + first * problem_.d;
+    count_ = count;
+    centres_packed_ = false;
+  }
+
+  void take_rows(const int64_t* index, int64_t begin, int64_t count) override {
+    const bool same = index == nullptr && all_ && begin == begin_ && count == rows_;
+    all_ = index == nullptr;
+    begin_ = begin;
+    rows_ = count;
+    if (same) return;
+    rows_packed_ = false;
+    selected_ = x_ + begin * ld_;
+    factors_.resize(count);
+    for (int64_t i = 0; i < count; ++i) factors_[i] = all_rows_[all_ ? begin + i : index[i]].factor;
+    if (all_) return;
+    gathered_.resize(count * ld_);
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(gathered_.data() + i * ld_, x_ + index[i] * ld_, ld_ * sizeof(simd::Bfloat16));
+    }
+    selected_ = gathered_.data();
+  }
+
+  void multiply(float* z, int64_t ld) override {
+    right_.resize(bf16::packed_size(problem_.d, count_));
+    bf16::pack_transposed(centres_, problem_.d, count_, problem_.d, right_.data());
+    const bf16::Left left{reinterpret_cast<const uint32_t*>(selected_), ld_ / 2, false};
+    bf16::multiply(left, right_.data(), rows_, count_, problem_.d, z, ld, false);
+  }
+
+  void row_gradients(const float* h, int64_t ld, float* dx, bool add) override {
+    if (!centres_packed_) {
+      packed_centres_.resize(bf16::packed_size(count_, problem_.d));
+      bf16::pack(centres_, problem_.d, count_, problem_.d, packed_centres_.data());
+      centres_packed_ = true;
+    }
+    rounded_.resize(rows_ * bf16::padded(count_));
+    bf16::round_rows(h, ld, rows_, count_, rounded_.data());
+    bf16::multiply({rounded_.data(), bf16::padded(count_), false}, packed_centres_.data(), rows_, problem_.d, count_,
+                   dx, problem_.d, add);
+  }
+
+  void centre_gradients(const float* h, int64_t ld, float* dw, bool add) override {
+    if (!rows_packed_) {
+      packed_rows_.resize(bf16::packed_size(rows_, problem_.d));
+      bf16::pack(selected_, ld_, rows_, problem_.d, packed_rows_.data());
+      rows_packed_ = true;
+    }
+    rounded_.resize(rows_ * bf16::padded(count_));
+    bf16::round_columns(h, ld, factors_.data(), rows_, count_, rounded_.data());
+    bf16::multiply({rounded_.data(), bf16::padded(count_), true}, packed_rows_.data(), count_, problem_.d, rows_, dw,
+                   problem_.d, add);
+  }
+
+  void add_pair(int64_t row, int64_t centre, float g, float* dx, float* dw) override {
+    const int64_t d = problem_.d;
+    if (dx != nullptr) simd::run<AddScaled>(centres_ + centre * d, d, g, dx);
+    if (dw != nullptr) simd::run<AddScaled>(x_ + row * ld_, d, g * all_rows_[row].factor, dw);
+  }
+
+ private:
+  const Problem& problem_;
+  const std::vector<Row<float>>& all_rows_;
+  const simd::Bfloat16* x_;  // [N, ld_]
+  const int64_t ld_;
+  const simd::Bfloat16 *centres_ = nullptr, *selected_ = nullptr;
+  int64_t count_ = 0, begin_ = 0, rows_ = 0;
+  bool all_ = false, centres_packed_ = false, rows_packed_ = false;
+  std::vector<float> factors_;
+  std::vector<simd::Bfloat16> gathered_;
+  std::vector<uint32_t> right_, packed_centres_, packed_rows_, rounded_;
+};
+
 }  // namespace
 
 template <class T>
-XOperand make_x_operand(const Problem& problem, std::vector<Row<Accumulate<T>>>& rows, Accumulate<T>* norm) {
+XOperand make_x_operand(const Problem& p, std::vector<Row<Accumulate<T>>>& rows, Accumulate<T>* norm) {
   using A = Accumulate<T>;
-  at::Tensor unit = at::empty({problem.n, problem.d}, problem.accumulate());
-  problem.over_rows([&](int64_t begin, int64_t end) {
-    simd::run<UnitRows>(data<T>(problem.x) + begin * problem.d, static_cast<const Row<A>*>(rows.data() + begin),
-                        end - begin, problem.d, problem.eps, problem.normalize_x,
-                        mutable_data<A>(unit) + begin * problem.d, norm + begin);
+  if constexpr (std::is_same_v<T, simd::Bfloat16>) {
+    if (simd::multiplies_bfloat16()) {
+      at::Tensor packed = at::empty({p.n, bf16::padded(p.d)}, p.x.options());
+      p.over_rows([&](int64_t begin, int64_t end) {
+        simd::run<PackedRows>(data<T>(p.x) + begin * p.d, rows.data() + begin, end - begin, p.d, packed.size(1), p.eps,
+                              p.normalize_x, mutable_data<T>(packed) + begin * packed.size(1), norm + begin);
+      });
+      return {packed, true};
+    }
+  }
+  at::Tensor unit = at::empty({p.n, p.d}, p.accumulate());
+  p.over_rows([&](int64_t begin, int64_t end) {
+    simd::run<UnitRows>(data<T>(p.x) + begin * p.d, static_cast<const Row<A>*>(rows.data() + begin), end - begin, p.d,
+                        p.eps, p.normalize_x, mutable_data<A>(unit) + begin * p.d, norm + begin);
   });
   return {unit, false};
 }
@@ -127,12 +241,15 @@ XOperand make_x_operand(const Problem& problem, std::vector<Row<Accumulate<T>>>&
 template <class T>
 std::unique_ptr<Products<Accumulate<T>>> make_products(const Problem& problem, const XOperand& x,
                                                        const std::vector<Row<Accumulate<T>>>& rows) {
+  if constexpr (std::is_same_v<T, simd::Bfloat16>) {
+    if (x.packed) return std::make_unique<PackedProducts>(problem, x.values, rows);
+  }
   return std::make_unique<DenseProducts<T>>(problem, x.values);
 }
 
-#define HK_PRODUCTS(T)                                                                                              \
-  template XOperand make_x_operand<T>(const Problem&, std::vector<Row<Accumulate<T>>>&, Accumulate<T>*);            \
-  template std::unique_ptr<Products<Accumulate<T>>> make_products<T>(const Problem&, const XOperand&,               \
+#define HK_PRODUCTS(T)                                                                                   \
+  template XOperand make_x_operand<T>(const Problem&, std::vector<Row<Accumulate<T>>>&, Accumulate<T>*); \
+  template std::unique_ptr<Products<Accumulate<T>>> make_products<T>(const Problem&, const XOperand&,    \
                                                                      const std::vector<Row<Accumulate<T>>>&);
 HK_PRODUCTS(double)
 HK_PRODUCTS(float)

@@ -1,7 +1,8 @@
 // The three products of a tile of centres with rows of x: cosines, and the gradients of both sides.
 //
-// `XOperand` is the rows as the products want them, made once a call; `Products` belongs to a lane and looks at one tile
-// and one set of rows at a time. Sums are in A whatever T is, and the order of summation depends on the sizes alone.
+// `XOperand` is the rows as the products want them, made once a call; `Products` belongs to a lane and looks at one
+// tile and one set of rows at a time. Sums are in A whatever T is, and the order of summation depends on the sizes
+// alone.
 #pragma once
 
 #include <memory>

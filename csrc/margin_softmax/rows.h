@@ -29,8 +29,8 @@ template <class A>
 struct Tile {
   int64_t first, classes, sub_centers, ld;
   const A* inverse;      // [classes * sub_centers]  1 / max(|w_j|, eps), or 1
-  const A* class_scale;  // [classes]; both null where the problem has neither
-  const A* bias;         // [classes]
+  const A* class_scale;  // [classes], as bias; not read by the plain kernels
+  const A* bias;
 
   HK_INLINE int64_t centres() const { return classes * sub_centers; }
   // The target's place among the tile's classes; `classes` where it is not here.
@@ -123,14 +123,14 @@ HK_INLINE void nearest_centres(const A* c, int64_t classes, int64_t sub_centers,
   }
 }
 
-// Folds a tile of cosines into the rows' states. tile_lse, where not null, takes the tile's own log-sum-exp of each row.
-template <class K, bool kAffine>
+// Folds a tile of cosines into the rows' states. tile_lse, where not null, takes the tile's own log-sum-exp of each
+// row. kPlain, here and below: the logit is the cosine by the scale, there is no class_scale and no bias.
+template <class K, bool kPlain>
 struct FoldTile {
   template <class A>
   static HK_INLINE void run(const A* z, int64_t rows, Tile<A> tile, Scratch<A> scratch, const Row<A>* row,
                             RowState* state, A* tile_lse, int64_t lse_stride) {
     constexpr A kNone = -std::numeric_limits<A>::infinity();
-    constexpr bool kValues = kAffine || !std::is_same<K, Cosine<A>>::value;  // else the cosine is the value
     const A *class_scale = tile.class_scale, *bias = tile.bias;
     const int64_t classes = tile.classes;
     for (int64_t i = 0; i < rows; ++i, z += tile.ld) {
@@ -142,35 +142,39 @@ struct FoldTile {
       const K kind(row[i].parameters, row[i].s);
       const A s = row[i].s, inverse_s = row[i].inverse_s;
       A *value = scratch.value, *plain = scratch.plain;
-      const A* u = kAffine ? plain : c;      // what the hardest class is chosen by
-      const A* w = kValues ? value : c;      // the value without the bias
+      const A* u = kPlain ? c : plain;       // what the hardest class is chosen by
+      const A* w = kPlain ? c : value;       // the value without the bias
       const int64_t own = tile.own(row[i]);  // it cuts the row in two
       A largest = kNone, hardest = kNone, neg_sum = 0, hard_sum = 0, hard_count = 0;
       for (int64_t begin = 0, end = own; begin < classes; begin = end + 1, end = classes) {
 #pragma omp simd reduction(+ : neg_sum, hard_sum, hard_count) reduction(max : largest, hardest)
         for (int64_t j = begin; j < end; ++j) {
           const A cosine = c[j];
-          const A weight = kAffine ? class_scale[j] : A(1), b = kAffine ? bias[j] : A(0), offset = b * inverse_s;
-          const A phi = weight * kind.at(cosine, b).value;
+          if constexpr (kPlain) {
+            neg_sum += cosine;
+            hardest = cosine > hardest ? cosine : hardest;
+            continue;
+          }
+          const A weight = class_scale[j], b = bias[j], offset = b * inverse_s;
+          const A phi = weight * kind.at(cosine, b).value, v = phi + offset, near = weight * cosine + offset;
           neg_sum += phi;
-          if constexpr (kValues && !K::kSum) value[j] = phi;
-          if constexpr (kAffine) plain[j] = weight * cosine + offset;
-          const A near = kAffine ? plain[j] : cosine, v = phi + offset;
+          value[j] = phi;
+          plain[j] = near;
+          largest = v > largest ? v : largest;
           hardest = near > hardest ? near : hardest;
-          if constexpr (kValues && !K::kSum) largest = v > largest ? v : largest;
           if constexpr (K::kHard) {
             hard_sum += kind.hard(cosine) ? cosine : A(0);
             hard_count += kind.hard(cosine) ? A(1) : A(0);
           }
         }
       }
-      if (!kValues) largest = hardest;
+      if (kPlain) largest = hardest;
       const A shift = largest == kNone ? A(0) : largest;
       A sum = 0, weighted = 0;
       for (int64_t begin = 0, end = own; begin < classes && !K::kSum; begin = end + 1, end = classes) {
 #pragma omp simd reduction(+ : sum, weighted)
         for (int64_t j = begin; j < end; ++j) {
-          const A v = kAffine ? w[j] + bias[j] * inverse_s : w[j];
+          const A v = kPlain ? w[j] : w[j] + bias[j] * inverse_s;
           const A e = simd::exp(s * (v - shift));
           sum += e;
           weighted += e * w[j];
@@ -213,9 +217,9 @@ HK_INLINE void spread_to_centres(const A* g, const A* winner, Tile<A> tile, A* h
   }
 }
 
-// h_ij = g_ij * inverse_j from a tile of cosines, where g is the gradient of the cosines. c and h are [rows, ld] and may
-// be one array. class_sums, where the problem is affine: [2, classes] += the gradients of class_scale and bias.
-template <class K, bool kAffine>
+// h_ij = g_ij * inverse_j from a tile of cosines, where g is the gradient of the cosines. c and h are [rows, ld] and
+// may be one array. class_sums [2, classes] += the gradients of class_scale and bias, unless kPlain.
+template <class K, bool kPlain>
 struct GradientTile {
   template <class A>
   static HK_INLINE void run(const A* z, A* h, int64_t rows, Tile<A> tile, Scratch<A> scratch, const Row<A>* row,
@@ -242,16 +246,16 @@ struct GradientTile {
         for (int64_t begin = 0, end = own; begin < classes; begin = end + 1, end = classes) {
 #pragma omp simd
           for (int64_t j = begin; j < end; ++j) {
-            const A weight = kAffine ? class_scale[j] : A(1), b = kAffine ? bias[j] : A(0);
+            const A weight = kPlain ? A(1) : class_scale[j], b = kPlain ? A(0) : bias[j];
             const Term<A> term = kind.at(c[j], b);
             if constexpr (K::kSum) {
               g[j] = constant * term.slope;
-              if constexpr (kAffine) bias_sums[j] += constant * term.bias_slope;
+              if constexpr (!kPlain) bias_sums[j] += constant * term.bias_slope;
             } else {
               const A v = weight * term.value + b * inverse_s;
               const A pull = slope * simd::exp(s * (v - top) - log_sum);
               g[j] = (pull + constant) * (weight * term.slope);
-              if constexpr (kAffine) {
+              if constexpr (!kPlain) {
                 scale_sums[j] += (pull + constant) * term.value;
                 bias_sums[j] += pull * inverse_s;
               }

@@ -26,9 +26,9 @@ struct KindFacts {
 
 inline KindFacts kind_facts(std::string_view name) {
   static constexpr KindFacts kFacts[] = {
-      {"cosine", Kind::kCosine, 0, false}, {"quadratic", Kind::kQuadratic, 7, false},
+      {"cosine", Kind::kCosine, 0, false},     {"quadratic", Kind::kQuadratic, 7, false},
       {"gaussian", Kind::kGaussian, 3, false}, {"angle", Kind::kAngle, 2, false},
-      {"sface", Kind::kSface, 2, true}, {"sphereface2", Kind::kSphereface2, 3, true},
+      {"sface", Kind::kSface, 2, true},        {"sphereface2", Kind::kSphereface2, 3, true},
       {"uniface", Kind::kUniface, 0, true}};
   for (const KindFacts& facts : kFacts) {
     if (name == facts.name) return facts;
@@ -67,8 +67,7 @@ template <class A>
 struct Quadratic : LogSumExpKind {
   static constexpr bool kHard = true;
   A threshold, q2, q1, q0, d1, d0, easy;
-  HK_INLINE Quadratic(const A* p, A)
-      : threshold(p[0]), q2(p[1]), q1(p[2]), q0(p[3]), d1(p[4]), d0(p[5]), easy(p[6]) {}
+  HK_INLINE Quadratic(const A* p, A) : threshold(p[0]), q2(p[1]), q1(p[2]), q0(p[3]), d1(p[4]), d0(p[5]), easy(p[6]) {}
   HK_INLINE bool hard(A c) const { return c > threshold; }
   HK_INLINE Term<A> at(A c, A) const {
     const A value = (q2 * c + q1) * c + q0, slope = d1 * c + d0;
