@@ -155,6 +155,21 @@ def test_the_module_reports_after_the_backward_in_eager_and_compiled_mode():
     assert head.half()._skip_report.dtype == torch.float64
 
 
+def test_backward_twice_and_a_report_shared_by_two_losses():
+    x, weight, target = problem(30, 2000, 16, near=1.0)
+    seen = torch.zeros(2, dtype=torch.float64)
+    losses = [
+        hk.margin_softmax_loss(x, weight, target, scale=s, skip_budget=0.01, skip_report=seen) for s in (20.0, 40.0)
+    ]
+    first = torch.autograd.grad(losses[0], (x, weight), retain_graph=True)
+    before = seen.clone()
+    torch.autograd.grad(losses[1], (x, weight))
+    assert not torch.equal(seen, before)
+    for a, b in zip(first, torch.autograd.grad(losses[0], (x, weight)), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(seen, before)
+
+
 def test_a_learned_batch_skips_nearly_everything():
     x, weight, target = problem(64, 20_000, 32, near=3.0)
     seen = torch.zeros(2, dtype=torch.float64)

@@ -146,13 +146,14 @@ def skip_plan(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    *ctx.constants, ctx.skip_budget, skip_report = inputs[7:]
+    # The report is written, not read: saved, its new version would spoil a second backward.
+    *ctx.constants, ctx.skip_budget, ctx.skip_report = inputs[7:]
     neg_lse, _, x_norm, hardest_cos, hardest_class, _, target_center, *rest = output
     _, _, top, log_sum, scale_slope, w_norm, block_lse, kept = rest
     ctx.mark_non_differentiable(hardest_cos, hardest_class, target_center, *rest)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(
-        *inputs[:7], x_norm, target_center, top, log_sum, w_norm, kept, neg_lse, scale_slope, block_lse, skip_report
+        *inputs[:7], x_norm, target_center, top, log_sum, w_norm, kept, neg_lse, scale_slope, block_lse
     )
 
 
@@ -163,14 +164,14 @@ def _define(suffix: str, skip_rows: int) -> None:
     LIBRARY.define(backward_name + _BACKWARD)
 
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
-        *saved, neg_lse, scale_slope, block_lse, skip_report = ctx.saved_tensors
+        *saved, neg_lse, scale_slope, block_lse = ctx.saved_tensors
         zeros = torch.zeros_like(neg_lse)
         incoming = [zeros if gradient is None else gradient for gradient in (*grads[:3], grads[5])]
         skip = neg_lse.new_empty(0, dtype=torch.uint8)
         if ctx.skip_budget > 0:
             skip, report = skip_plan(incoming[0], neg_lse, block_lse, skip_rows, ctx.skip_budget)
-            if skip_report is not None:
-                skip_report.copy_(report)
+            if ctx.skip_report is not None:
+                ctx.skip_report.copy_(report)
         needs = [ctx.needs_input_grad[i] for i in (0, 1, 4, 5)]
         computed = getattr(torch.ops.hyperkernels, backward_name)(*incoming, *saved, skip, *ctx.constants, *needs)
         dx, dweight, dclass_scale, dbias = (
