@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -17,32 +18,35 @@ OURS = "hyperkernels"
 ARCFACE = hk.margins.ArcFace(heads.MARGIN)
 
 
-def rows(device: str = "cpu", quick: bool = False) -> list[list[Row]]:
-    """One list of rows a comparison."""
-    samples = 5 if quick else 11
+def rows(device: str = "cpu", quick: bool = False) -> Iterator[list[Row]]:
+    """One list of rows a comparison, as each is done."""
     if device == "cuda":
-        return _on_cuda(quick)
-    if quick:
-        return [_arcface(64, 10_000, 128, torch.float32, device, samples), _skip(64, 10_000, 128, device, samples)]
-    found = [_arcface(256, c, 512, torch.float32, device, samples) for c in (1_000, 10_000, 100_000)]
-    found.append(_arcface(256, 100_000, 512, torch.bfloat16, device, samples))
-    found.append(_cosface(256, 100_000, 512, device, samples))
-    found.append(_sub_centers(256, 30_000, 512, device, samples))
-    found.append(_plain(256, 100_000, 512, torch.float32, device, samples))
-    found.append(_skip(256, 100_000, 512, device, samples))
-    return found + [_scaling(128, c, 256, device) for c in (10_000, 100_000, 1_000_000)]
+        yield from _on_cuda(quick)
+    elif quick:
+        yield _arcface(64, 10_000, 128, torch.float32, device, 5)
+        yield _skip(64, 10_000, 128, device, 5)
+    else:
+        for c in (1_000, 10_000, 100_000):
+            yield _arcface(256, c, 512, torch.float32, device, 11)
+        yield _arcface(256, 100_000, 512, torch.bfloat16, device, 7)
+        yield _skip(256, 100_000, 512, device, 11)
+        yield _cosface(256, 100_000, 512, device, 5)
+        yield _sub_centers(256, 30_000, 512, device, 5)
+        yield _plain(256, 100_000, 512, torch.float32, device, 5)
+        for c in (10_000, 100_000, 1_000_000):
+            yield _scaling(128, c, 256, device)
 
 
-def _on_cuda(quick: bool) -> list[list[Row]]:
-    samples = 5 if quick else 21
+def _on_cuda(quick: bool) -> Iterator[list[Row]]:
     if quick:
-        return [_arcface(256, 10_000, 128, torch.bfloat16, "cuda", samples)]
-    shapes = [(1024, c, 512) for c in (10_000, 100_000, 1_000_000)]
-    found = [_arcface(*shape, torch.bfloat16, "cuda", samples) for shape in shapes]
-    found.append(_arcface(1024, 100_000, 512, torch.float32, "cuda", samples))
-    found.append(_plain(1024, 1_000_000, 512, torch.bfloat16, "cuda", samples))
-    found.append(_skip(1024, 1_000_000, 512, "cuda", samples, torch.bfloat16))
-    return [*found, _scaling(1024, 10_000_000, 512, "cuda", torch.bfloat16)]
+        yield _arcface(1024, 10_000, 128, torch.bfloat16, "cuda", 5)
+        return
+    for c in (10_000, 100_000, 1_000_000):
+        yield _arcface(1024, c, 512, torch.bfloat16, "cuda", 21)
+    yield _arcface(1024, 100_000, 512, torch.float32, "cuda", 11)
+    yield _plain(1024, 1_000_000, 512, torch.bfloat16, "cuda", 11)
+    yield _skip(1024, 1_000_000, 512, "cuda", 21, torch.bfloat16)
+    yield _scaling(1024, 10_000_000, 512, "cuda", torch.bfloat16)
 
 
 class Problem:

@@ -117,6 +117,12 @@ def test_second_and_forward_mode_derivatives_are_refused_not_dropped():
     with pytest.raises(RuntimeError, match="the class softmax has no second derivative"):
         torch.autograd.grad(dx.square().sum(), x)
 
+    scale = torch.tensor(5.0, requires_grad=True)
+    loss = hk.margin_softmax_loss(x, weight, target, scale=scale, margin=hk.margins.NormFace())
+    (dscale,) = torch.autograd.grad(loss, scale, create_graph=True)
+    with pytest.raises(RuntimeError, match="the class softmax has no second derivative"):
+        torch.autograd.grad(dscale, scale)
+
     def loss(x):
         return hk.margin_softmax_loss(x, weight.detach(), target, scale=4.0)
 

@@ -151,3 +151,33 @@ def test_half_precision_gives_float32_losses_and_gradients_of_its_own_dtype(dtyp
     ):
         assert mine.dtype == dtype == leaf.dtype
         torch.testing.assert_close(mine, right, rtol=0.05, atol=0.01 * right.abs().max().item())
+
+
+def test_correct_knows_the_margins_own_scale_and_absent_rows():
+    x, weight, target = problem(50, 20, 8, torch.float64)
+    bias = 3 * torch.randn(20, dtype=torch.float64)
+    margin = hk.margins.AdaCos(20, dynamic=False)
+    _, s = hk.margin_softmax_loss(x, weight, target, margin=margin, bias=bias, return_statistics=True)
+    logits = float(margin.scale) * full_logits(x, weight) + bias
+    assert torch.equal(s.correct, logits.argmax(1) == target)
+    away = torch.tensor([[-1.0, 0.1], [-1.0, -0.3]])
+    s = hk.class_statistics(torch.tensor([[1.0, 0.0]]), away, torch.tensor([-1]), absent_index=-1)
+    assert not s.correct.any()
+
+
+def test_a_margin_with_its_own_scale_refuses_another():
+    x, weight, target = problem(5, 20, 8)
+    with pytest.raises(ValueError, match="scale must be a constant"):
+        scale = torch.tensor(3.0, requires_grad=True)
+        hk.margin_softmax_loss(x, weight, target, margin=hk.margins.AdaCos(20), scale=scale)
+    with pytest.raises(ValueError, match="was made for 30 classes; the head has 20"):
+        hk.margin_softmax_loss(x, weight, target, margin=hk.margins.AdaCos(30))
+    with pytest.raises(ValueError, match="learn_scale must be False"):
+        hk.nn.MarginSoftmax(8, 20, margin=hk.margins.AdaCos(20), learn_scale=True)
+
+
+def test_a_large_scale_with_recomputed_cosines_stays_finite():
+    x, weight, target = problem(40, 3000, 16)
+    for budget in (0.0, 1e-3):
+        loss = hk.margin_softmax_loss(x, weight, target, scale=1e9, skip_budget=budget, workspace=0)
+        assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (x, weight)))

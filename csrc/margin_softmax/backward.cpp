@@ -282,8 +282,7 @@ Gradients backward(const Problem& p, const Saved& s, const Needs& needs) {
                 at::empty({needs.class_scale ? p.c : 0}, p.accumulate()),
                 at::empty({needs.bias ? p.c : 0}, p.accumulate())};
   at::Tensor parts = at::empty({needs.x ? p.lanes() : 0, p.n, p.d}, p.accumulate());
-  use_large_pages(out.weight);
-  use_large_pages(parts);
+  if (s.skip.numel() > 0) use_large_pages(out.weight);
   p.over_lanes([&](int64_t lane) {
     A* part = needs.x ? mutable_data<A>(parts) + lane * p.n * p.d : nullptr;
     LaneBackward<T>(p, s, needs, x, rows, part, out).run(lane);

@@ -30,7 +30,7 @@ struct TargetCosines {
         const double norm = normalize_weight ? std::sqrt(simd::dot<double>(w, w, dim)) : 1;
         const double product = simd::dot<double>(x, w, dim) * inverse;
         const double candidate = product / (normalize_weight && norm < eps ? eps : norm);
-        if (k > 0 && !(candidate > best)) continue;
+        if (k > 0 && !(candidate > best || candidate != candidate)) continue;
         best = candidate;
         center[i] = k;
       }
@@ -54,7 +54,6 @@ struct Statistics {
     w_norm = at::empty({p.c * p.sub_centers}, numbers);
     block_lse = at::empty({with_block_lse ? p.n : 0, with_block_lse ? p.blocks() : 0}, numbers);
     kept = at::empty({p.kept_blocks * p.n * p.tile_width()}, numbers);
-    use_large_pages(kept);
   }
 
   auto tuple() const {

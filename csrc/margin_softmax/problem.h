@@ -80,8 +80,8 @@ Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Te
                      bool normalize_x, bool normalize_weight, double eps, int64_t ignore_index, int64_t absent_index,
                      int64_t block, int64_t kept_blocks);
 
-// Asks for large pages behind a tensor that is about to be written for the first time: with the usual 4 KiB the system
-// spends as long on handing out the gradient of many classes as a few products take.
+// Asks for large pages behind a tensor that is about to be written for the first time. Where most tiles are skipped,
+// handing out the gradient's memory in the usual 4 KiB is most of the time; where none are, large pages gain nothing.
 void use_large_pages(at::Tensor& tensor);
 
 // Calls f with the storage type of the problem's x and weight.

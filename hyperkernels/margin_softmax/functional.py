@@ -15,7 +15,7 @@ from .negatives import Negatives
 from .op import Options, accumulate_dtype
 
 LARGEST_SCALE = 1e30  # float32 must hold its products
-_REDUCTIONS = ("none", "mean", "sum")
+REDUCTIONS = ("none", "mean", "sum")
 SMOOTHING = ("all", "others")
 
 
@@ -286,7 +286,7 @@ def margin_softmax_loss(
         IndexError: a target out of range, on the CPU. Elsewhere such a row is NaN, unless HYPERKERNELS_CHECK=1 asks for
             the error at the price of a synchronisation.
     """
-    if not callable(margin):
+    if not callable(margin) or isinstance(margin, type):
         raise TypeError(f"margin must be callable as margin(target_cos, x_norm); got {type(margin).__name__}")
     head = check_head(
         x,
@@ -306,13 +306,15 @@ def margin_softmax_loss(
     )
     margin = as_margin(margin)
     margin.check(head.classes, bool(normalize_x), bool(normalize_weight))
+    if margin.own_scale is not None and head.scale.requires_grad:
+        raise ValueError(f"scale must be a constant with margin {margin}, which sets the scale itself")
     label_smoothing = _check.number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
     if label_smoothing and skip_budget:
         raise ValueError("skip_budget must be 0 with label_smoothing, whose gradient reaches every class")
-    loss, statistics = losses.margin_softmax(
+    loss, statistics, head = losses.margin_softmax(
         head,
         margin,
-        _check.choice("reduction", reduction, _REDUCTIONS),
+        _check.choice("reduction", reduction, REDUCTIONS),
         label_smoothing,
         _check.choice("smoothing_over", smoothing_over, SMOOTHING),
     )

@@ -66,7 +66,8 @@ class Head(NamedTuple):
     def correct(self, statistics: RowStatistics) -> torch.Tensor:
         """bool [N]: the class of the largest logit, without margin, is the target."""
         own = (self.logits(statistics.target_cos) / self.scale).detach()
-        return self.counted & (own > statistics.hardest_cos)
+        here = self.counted & (self.target != self.options.absent_index)
+        return here & (own > statistics.hardest_cos)
 
     def rows_ahead(self) -> Rows:
         """The rows as they are known before the pass over the classes, without gradient: N dot products."""
@@ -90,8 +91,9 @@ def reduce(loss: torch.Tensor, counted: torch.Tensor, reduction: str) -> torch.T
 
 def margin_softmax(
     head: Head, margin: Margin, reduction: str, label_smoothing: float, smoothing_over: str
-) -> tuple[torch.Tensor, RowStatistics]:
-    """Cross-entropy of the margined logits, softplus(log-sum-exp of the others - target logit), and the statistics."""
+) -> tuple[torch.Tensor, RowStatistics, Head]:
+    """Cross-entropy of the margined logits, softplus(log-sum-exp of the others - target logit), the statistics, and the
+    head with the scale that they were taken under."""
     training = getattr(margin, "training", True)
     negatives = COSINE
     if margin.own_scale is not None:
@@ -131,4 +133,4 @@ def margin_softmax(
     penalty = margin.penalty(rows)
     if penalty is not None:
         loss = loss + penalty
-    return reduce(loss, head.counted, reduction), statistics
+    return reduce(loss, head.counted, reduction), statistics, head

@@ -121,21 +121,34 @@ def _fake_backward(*args: Any) -> tuple[torch.Tensor, ...]:
 
 
 def skip_plan(
-    d_neg_lse: torch.Tensor, neg_lse: torch.Tensor, block_lse: torch.Tensor, rows: int, budget: float
+    d_neg_lse: torch.Tensor,
+    neg_lse: torch.Tensor,
+    block_lse: torch.Tensor,
+    rows: int,
+    budget: float,
+    target_tile: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tiles the backward may leave out, uint8 [ceil(N / rows), tiles], and the report.
 
     The mass of a tile is the L1 norm of the gradient of its logits, sum_i |d_neg_lse_i| exp(block_lse_ib - neg_lse_i):
     it is known before the tile is computed. The lightest tiles are left out while their masses add up to at most
-    ``budget`` times the whole, the sum of |d_neg_lse_i|. The report is (that share, the share of tiles left out).
+    ``budget`` times the whole, the sum of |d_neg_lse_i|. The report is (that share, the share of tiles left out). Tiles
+    ``target_tile`` [N] of their rows (-1: none) stay, where the kernels cannot leave out the negatives around a target.
     """
-    mass = d_neg_lse.abs()[:, None] * torch.exp(block_lse - neg_lse[:, None])
+    # The certificate must not be less than what is true: large exponents are rounded coarsely.
+    slack = 2 * torch.finfo(neg_lse.dtype).eps * torch.maximum(block_lse.abs(), neg_lse.abs()[:, None])
+    slack = torch.where(slack.isfinite(), slack, 0)
+    mass = d_neg_lse.abs()[:, None] * torch.exp(block_lse - neg_lse[:, None] + slack)
     mass = torch.where(d_neg_lse[:, None] == 0, 0, mass)
     if rows > 1:
         padded = torch.nn.functional.pad(mass, (0, 0, 0, -len(mass) % rows))
         mass = padded.view(-1, rows, mass.shape[1]).sum(1)
-    # The exponents are rounded near 64: what is certified must not be less than what is true.
     mass = mass.double() * (1 + 1e-4)
+    if target_tile is not None:
+        group = torch.arange(len(target_tile), device=mass.device) // rows
+        held = mass.new_zeros(mass.numel() + 1)  # the last entry takes the rows without a target
+        held.scatter_(0, torch.where(target_tile >= 0, group * mass.shape[1] + target_tile, mass.numel()), torch.inf)
+        mass = mass + held[:-1].view(mass.shape)
     whole = d_neg_lse.double().abs().sum()
     light, order = mass.flatten().sort()
     total = light.cumsum(0)
@@ -157,6 +170,40 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     )
 
 
+def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
+    raise RuntimeError(
+        "the class softmax has no second derivative in its kernels; use hyperkernels.backend('reference') for one"
+    )
+
+
+def target_tiles(
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    negatives: str,
+    sub_centers: int,
+    normalize_x: bool,
+    normalize_weight: bool,
+    eps: float,
+    ignore_index: int,
+    absent_index: int,
+    block: int,
+    kept_blocks: int,
+) -> torch.Tensor:
+    """The tile of each row's own class, -1 where it has none here."""
+    here = (target != ignore_index) & (target != absent_index)
+    here &= (target >= 0) & (target < weight.shape[0] // sub_centers)
+    return torch.where(here, target // block, -1)
+
+
+# An op, so that its dependence on x, weight and scale is known, and refused, where it is differentiated again.
+LIBRARY.define(
+    "class_statistics_dscale(Tensor d_neg_lse, Tensor scale_slope, Tensor x, Tensor weight, Tensor scale) -> Tensor"
+)
+LIBRARY.impl("class_statistics_dscale", lambda d, slope, *_: d * slope, "CompositeExplicitAutograd")
+torch.library.register_fake("hyperkernels::class_statistics_dscale", lambda d, *_: torch.empty_like(d), lib=LIBRARY)
+torch.library.register_autograd("hyperkernels::class_statistics_dscale", _no_second_derivative, lib=LIBRARY)
+
+
 def _define(suffix: str, skip_rows: int) -> None:
     """The two operations of one kernel set, which skips tiles for `skip_rows` rows at a time."""
     name, backward_name = f"class_statistics{suffix}", f"class_statistics_backward{suffix}"
@@ -168,28 +215,29 @@ def _define(suffix: str, skip_rows: int) -> None:
         zeros = torch.zeros_like(neg_lse)
         incoming = [zeros if gradient is None else gradient for gradient in (*grads[:3], grads[5])]
         skip = neg_lse.new_empty(0, dtype=torch.uint8)
-        if ctx.skip_budget > 0:
-            skip, report = skip_plan(incoming[0], neg_lse, block_lse, skip_rows, ctx.skip_budget)
+        # The plan knows the gradient of the log-sum-exp alone; the one of the sum of cosines reaches every class.
+        if ctx.skip_budget > 0 and grads[5] is None:
+            tile = target_tiles(saved[1], saved[2], *ctx.constants) if skip_rows > 1 else None
+            skip, report = skip_plan(incoming[0], neg_lse, block_lse, skip_rows, ctx.skip_budget, tile)
             if ctx.skip_report is not None:
                 ctx.skip_report.copy_(report)
+        elif ctx.skip_report is not None:
+            ctx.skip_report.zero_()
         needs = [ctx.needs_input_grad[i] for i in (0, 1, 4, 5)]
         computed = getattr(torch.ops.hyperkernels, backward_name)(*incoming, *saved, skip, *ctx.constants, *needs)
         dx, dweight, dclass_scale, dbias = (
             gradient if need else None for gradient, need in zip(computed, needs, strict=True)
         )
-        dscale = incoming[0] * scale_slope if ctx.needs_input_grad[3] else None
+        dscale = None
+        if ctx.needs_input_grad[3]:
+            dscale = torch.ops.hyperkernels.class_statistics_dscale(incoming[0], scale_slope, *saved[:2], saved[3])
         return dx, dweight, None, dscale, dclass_scale, dbias, *[None] * 12
-
-    def no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
-        raise RuntimeError(
-            "the class softmax has no second derivative in its kernels; use hyperkernels.backend('reference') for one"
-        )
 
     for op, fake in ((name, _fake), (backward_name, _fake_backward)):
         torch.library.register_fake(f"hyperkernels::{op}", fake, lib=LIBRARY)
     torch.library.register_autograd(f"hyperkernels::{name}", backward, setup_context=_setup_context, lib=LIBRARY)
     # Without this torch would take the gradient for a constant and lose the second derivative in silence.
-    torch.library.register_autograd(f"hyperkernels::{backward_name}", no_second_derivative, lib=LIBRARY)
+    torch.library.register_autograd(f"hyperkernels::{backward_name}", _no_second_derivative, lib=LIBRARY)
 
 
 def _register_triton() -> None:

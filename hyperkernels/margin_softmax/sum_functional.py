@@ -9,7 +9,7 @@ import torch
 
 from .. import _check
 from . import sums
-from .functional import _REDUCTIONS, LARGEST_SCALE, check_head
+from .functional import LARGEST_SCALE, REDUCTIONS, check_head
 from .losses import Head
 from .margins.angles import GRADIENTS
 from .negatives import LARGEST_POWER
@@ -86,7 +86,7 @@ def sface_loss(
         _check.number("k", k, minimum=0.0),
         _check.number("a", a, minimum=0.0, maximum=math.pi),
         _check.number("b", b, minimum=0.0, maximum=math.pi),
-        _check.choice("reduction", reduction, _REDUCTIONS),
+        _check.choice("reduction", reduction, REDUCTIONS),
     )
 
 
@@ -151,7 +151,7 @@ def sphereface2_loss(
         t,
         _check.number("loss_weight", loss_weight, minimum=0.0),
         _check.choice("gradient", gradient, GRADIENTS),
-        _check.choice("reduction", reduction, _REDUCTIONS),
+        _check.choice("reduction", reduction, REDUCTIONS),
     )
 
 
@@ -203,5 +203,5 @@ def uniface_loss(
         _with_bias(head, bias, -1),
         _check.number("m", m),
         _check.number("l", l, minimum=0.0),
-        _check.choice("reduction", reduction, _REDUCTIONS),
+        _check.choice("reduction", reduction, REDUCTIONS),
     )

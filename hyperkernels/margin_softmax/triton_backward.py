@@ -100,7 +100,9 @@ def gradient_kernel(
         top = tl.load(top_ptr + row, mask=there, other=0.0)[:, None]
         log_sum = tl.load(log_sum_ptr + row, mask=there, other=0.0)[:, None]
         d_neg_lse = tl.load(d_neg_lse_ptr + row, mask=active, other=0.0)[:, None]
-        d_level = d_neg_lse * tl.exp2((level - top) * (scale * LOG2_E) - log_sum * LOG2_E)
+        # The level is computed again and may pass top by a rounding: a share is at most 1, and NaN stays NaN.
+        power = (level - top) * (scale * LOG2_E) - log_sum * LOG2_E
+        d_level = d_neg_lse * tl.exp2(tl.where(power > 0, 0.0, power))
         d_value = scale * d_level + d_neg_sum
     at = row_tile.to(tl.int64) * chunk + first + classes_of_tile
     if d_bias_ptr is not None:

@@ -444,8 +444,10 @@ def forward_kernel(
         weight = tl.exp2((level - top[:, None]) * (scale * LOG2_E))
         exp_sum = tl.sum(weight, axis=1)
         slope = tl.sum(weight * value, axis=1)
-        tl.store(partial_ptr + EXP_SUM * plane, tl.where(top == LOW, 0.0, exp_sum), mask=there)
-        tl.store(partial_ptr + SLOPE * plane, tl.where(top == LOW, 0.0, slope), mask=there)
+        # A maximum passes NaN over; a row that holds one must not look empty.
+        empty = (top == LOW) & (exp_sum == exp_sum)
+        tl.store(partial_ptr + EXP_SUM * plane, tl.where(empty, 0.0, exp_sum), mask=there)
+        tl.store(partial_ptr + SLOPE * plane, tl.where(empty, 0.0, slope), mask=there)
     if KIND == "quadratic":
         hard = (cos > _parameter(transform_ptr, row, there, 0, 7)) & (hidden == 0)
         tl.store(partial_ptr + HARD_COS * plane, tl.sum(tl.where(hard, cos, 0.0), axis=1), mask=there)

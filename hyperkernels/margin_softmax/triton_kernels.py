@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 import triton
 
-from .negatives import LARGEST_POWER, SUMS
+from .negatives import KINDS, LARGEST_POWER, SUMS
 from .triton_backward import finish_kernel, gradient_kernel, input_kernel, weight_kernel
 from .triton_forward import center_kernel, forward_kernel, merge_kernel, row_kernel
 
 WORKSPACE = 128 * 2**20
 SKIP_ROWS = 128  # rows of one entry of the skip plan
+LARGEST_SUB_CENTERS = 127  # what an int8 counts
 PROGRAMS = 132  # that the split product aims at: one for each multiprocessor of an H200
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -121,6 +122,20 @@ class Problem:
     ) -> None:
         if x.dtype not in _DTYPES or weight.dtype != x.dtype:
             raise TypeError(f"x and weight must have one dtype of {_DTYPES}; got {x.dtype} and {weight.dtype}")
+        if sub_centers > LARGEST_SUB_CENTERS:
+            raise ValueError(f"sub_centers must be at most {LARGEST_SUB_CENTERS} on a GPU; got {sub_centers}")
+        if x.dim() != 2 or weight.dim() != 2 or weight.shape[1] != x.shape[1] or weight.shape[0] % sub_centers:
+            raise ValueError(f"x and weight must be [N, D] and [C * sub_centers, D]; got {x.shape} and {weight.shape}")
+        classes = weight.shape[0] // sub_centers
+        for name, tensor, size in (
+            ("target", target, x.shape[:1]),
+            ("scale", scale, x.shape[:1]),
+            ("class_scale", class_scale, (classes,)),
+            ("bias", bias, (classes,)),
+            ("transform", transform, (x.shape[0], len(KINDS[negatives]))),
+        ):
+            if tensor is not None and tensor.shape != torch.Size(size):
+                raise ValueError(f"{name} must have shape {tuple(size)}; got {tuple(tensor.shape)}")
         if block < 16 or block & (block - 1):
             raise ValueError(f"block must be a power of two of at least 16; got {block}")
         self.x, self.weight, self.target = x.contiguous(), weight.contiguous(), target.contiguous()
@@ -355,6 +370,16 @@ def class_statistics_backward(
         x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers, normalize_x, normalize_weight,
         eps, ignore_index, absent_index, block,
     )  # fmt: skip
+    saved = {"x_norm": x_norm, "target_center": target_center, "top": top, "log_sum": log_sum}
+    incoming_rows = {"d_neg_lse": d_neg_lse, "d_target_cos": d_target_cos, "d_x_norm": d_x_norm}
+    for name, tensor in (saved | incoming_rows | {"d_neg_cos_sum": d_neg_cos_sum}).items():
+        if tensor.shape != x.shape[:1]:
+            raise ValueError(f"{name} must have one entry per row of x ({x.shape[0]}); got {tuple(tensor.shape)}")
+    if w_norm.shape != weight.shape[:1]:
+        raise ValueError(f"w_norm must have one entry per row of weight; got {tuple(w_norm.shape)}")
+    plan_shape = (triton.cdiv(p.rows, SKIP_ROWS), p.tiles)
+    if skip.numel() and skip.shape != torch.Size(plan_shape):
+        raise ValueError(f"skip must be empty or have shape {plan_shape}; got {tuple(skip.shape)}")
     dx = torch.empty_like(p.x) if need_x else x.new_empty(0)
     dweight = torch.empty_like(p.weight) if need_weight else weight.new_empty(0)
     per_class = [x.new_empty(p.classes if need else 0, dtype=p.dtype) for need in (need_class_scale, need_bias)]

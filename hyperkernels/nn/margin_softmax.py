@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .. import _check
-from ..margin_softmax.functional import margin_softmax_loss
+from ..margin_softmax.functional import LARGEST_SCALE, REDUCTIONS, SMOOTHING, margin_softmax_loss
 from ..margin_softmax.margins import ArcFace, Margin
 from ..margin_softmax.margins.base import Callback
 
@@ -69,20 +69,26 @@ class MarginSoftmax(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not callable(margin) or isinstance(margin, type):
+            raise TypeError(f"margin must be callable as margin(target_cos, x_norm); got {margin!r}")
+        if isinstance(margin, Margin):
+            margin.check(num_classes, normalize_x, normalize_weight)
+            if learn_scale and margin.own_scale is not None:
+                raise ValueError(f"learn_scale must be False with margin {margin}, which sets the scale itself")
         self.embedding_size = _check.integer("embedding_size", embedding_size, minimum=1)
         self.num_classes = _check.integer("num_classes", num_classes, minimum=1)
         self.sub_centers = _check.integer("sub_centers", sub_centers, minimum=1)
         self.margin = margin
-        self.scale = _check.number("scale", scale, above=0.0)
+        self.scale = _check.number("scale", scale, above=0.0, maximum=LARGEST_SCALE)
         self.normalize_x = normalize_x
         self.normalize_weight = normalize_weight
-        self.reduction = reduction
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.smoothing_over = smoothing_over
+        self.reduction = _check.choice("reduction", reduction, REDUCTIONS)
+        self.ignore_index = _check.integer("ignore_index", ignore_index)
+        self.label_smoothing = _check.number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
+        self.smoothing_over = _check.choice("smoothing_over", smoothing_over, SMOOTHING)
         self.skip_budget = _check.number("skip_budget", skip_budget, minimum=0.0, maximum=1.0)
-        self.workspace = workspace
-        self.eps = eps
+        self.workspace = None if workspace is None else _check.integer("workspace", workspace, minimum=0)
+        self.eps = _check.number("eps", eps, above=0.0)
 
         def parameter(*shape: int) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -104,6 +110,11 @@ class MarginSoftmax(torch.nn.Module):
                 self.class_scale.fill_(1.0)
             if self.bias is not None:
                 self.bias.zero_()
+
+    @staticmethod
+    def _learned_scale(log_scale: torch.Tensor) -> torch.Tensor:
+        # In half precision 64 would come back as 63.75.
+        return (log_scale if log_scale.dtype == torch.float64 else log_scale.float()).exp()
 
     @property
     def dropped_mass(self) -> torch.Tensor:
@@ -131,7 +142,7 @@ class MarginSoftmax(torch.nn.Module):
             self.weight,
             target,
             margin=self.margin,
-            scale=self.scale if self.log_scale is None else self.log_scale.exp(),
+            scale=self.scale if self.log_scale is None else self._learned_scale(self.log_scale),
             class_scale=self.class_scale,
             bias=self.bias,
             sub_centers=self.sub_centers,

@@ -7,7 +7,8 @@ follows the batches, a transform of the other classes' cosines, a scale or a los
 
 Margins without state are frozen dataclasses; those with state or parameters (``AdaCos``, ``AdaFace``, ``ASoftmax``,
 ``ClassMargin``, ``CurricularFace``, ``InterClassFilter``) are modules, whose state moves in training only and is part
-of their ``state_dict``. The state is best kept in float32 where the rest of a model is not.
+of their ``state_dict``. The state is best kept in float32 where the rest of a model is not. Activation checkpointing of
+the head itself runs its forward twice and so moves the state twice, as it does with batch normalisation.
 
 The margins that work on the angle take ``gradient``. ``"exact"`` is the derivative of the formula,
 d cos(theta + m) / d cos(theta) = sin(theta + m) / sin(theta). ``"straight_through"`` takes it as 1 and leaves the value

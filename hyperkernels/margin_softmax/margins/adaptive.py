@@ -232,6 +232,11 @@ class AdaCos(torch.nn.Module, Margin):
         self.scale: torch.Tensor
         self.register_buffer("scale", torch.tensor(math.sqrt(2) * math.log(num_classes - 1)))
 
+    def check(self, classes: int, normalize_x: bool, normalize_weight: bool) -> None:
+        super().check(classes, normalize_x, normalize_weight)
+        if classes != self.num_classes:
+            raise ValueError(f"margin AdaCos was made for {self.num_classes} classes; the head has {classes}")
+
     @property
     def own_scale(self) -> torch.Tensor:
         return snapshot(self.scale)
