@@ -139,7 +139,7 @@ def skip_plan(
     slack = 2 * torch.finfo(neg_lse.dtype).eps * torch.maximum(block_lse.abs(), neg_lse.abs()[:, None])
     slack = torch.where(slack.isfinite(), slack, 0)
     mass = d_neg_lse.abs()[:, None] * torch.exp(block_lse - neg_lse[:, None] + slack)
-    mass = torch.where(d_neg_lse[:, None] == 0, 0, mass)
+    mass = torch.where((d_neg_lse == 0)[:, None] | (neg_lse == -torch.inf)[:, None], 0, mass)
     if rows > 1:
         padded = torch.nn.functional.pad(mass, (0, 0, 0, -len(mass) % rows))
         mass = padded.view(-1, rows, mass.shape[1]).sum(1)
