@@ -253,7 +253,7 @@ struct GradientTile {
               if constexpr (!kPlain) bias_sums[j] += constant * term.bias_slope;
             } else {
               const A v = weight * term.value + b * inverse_s;
-              // v is computed again and may pass top by a rounding, which a large scale magnifies: a share is at most 1.
+              // v is computed again and may pass top by a rounding that a large scale magnifies: a share is at most 1.
               const A power = s * (v - top) - log_sum;
               const A pull = slope * simd::exp(power > 0 ? A(0) : power);
               g[j] = (pull + constant) * (weight * term.slope);
