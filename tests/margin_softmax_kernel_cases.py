@@ -103,7 +103,7 @@ def gradients_of(case: Case, statistics, leaves) -> list[torch.Tensor]:
     loss = sum(
         (torch.where(active & value.isfinite(), value, 0) * g.to(value)).sum()
         for value, g in zip(differentiable, case.gradients, strict=True)
-        if g.any()  # a statistic that nothing depends on has no gradient, rather than one of zeros
+        if g is not case.gradients[3] or g.any()  # zeros for neg_cos_sum would forbid all skipping, none do not
     )
     found = torch.autograd.grad(loss, leaves, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
