@@ -24,6 +24,7 @@ BUILD_COMMAND = "pip install --no-build-isolation -e ."
 KERNELS = {
     "unit_norm": ("cpp", "triton", "cuda"),
     "margin_softmax": ("cpp", "triton"),
+    "pair_mining": ("cpp", "triton"),
 }
 
 _forced: list[str] = []  # the innermost block's last
