@@ -18,6 +18,7 @@ SOURCES = [
     "csrc/simd.cpp",
     "csrc/unit_norm/cpu.cpp",
     *(f"csrc/margin_softmax/{part}.cpp" for part in ("problem", "gemm_bf16", "products", "forward", "backward")),
+    *(f"csrc/pair_mining/{part}.cpp" for part in ("problem",)),
 ]
 CUDA_SOURCES = ["csrc/bindings_cuda.cpp", "csrc/unit_norm/cuda.cu"]
 
