@@ -32,7 +32,7 @@ STYLE = {
 HARD = 10  # pairs in a row of the picture of hard pairs
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     figure.savefig(path, bbox_inches="tight", facecolor="white")
     plt.close(figure)
 
@@ -66,7 +66,7 @@ def training_curves(history: History, untrained_tar: float | None, path: Path) -
         for axis in axes:
             axis.set(xlabel="epoch", xlim=(0, epochs * 1.02))
             axis.xaxis.get_major_locator().set_params(integer=True)
-        _save(figure, path)
+        save(figure, path)
 
 
 def cosine_histograms(
@@ -87,7 +87,7 @@ def cosine_histograms(
             axis.set(title=title, xlabel="cosine of the pair", xlim=(-1, 1), yticks=[])
             axis.set_ylabel("density of pairs")
             axis.legend(loc="upper left")
-        _save(figure, path)
+        save(figure, path)
 
 
 def _mark_thresholds(axis: Any, verification: Verification) -> None:
@@ -114,7 +114,7 @@ def roc_curves(before: Evaluation, after: Evaluation, pairs: dict[str, Pairs], p
         axis.set(xscale="log", xlim=(max(lowest, 1e-5), 1), ylim=(0, 1.02), xlabel="false accept rate (FAR)")
         axis.set(ylabel="true accept rate (TAR)", title="Verification of held-out classes")
         figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _distinct(order: Index, pairs: Pairs, labels: Index) -> list[int]:
@@ -152,4 +152,4 @@ def hard_pairs(data: Dataset, name: str, evaluation: Evaluation, path: Path) -> 
                     for axis, image in zip(grid[:, column], (pairs.first[i], pairs.second[i]), strict=True):
                         axis.imshow(data.heldout[image], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                     grid[1, column].set_title(f"{scores[i]:.2f}", y=-0.28, fontsize=10)
-        _save(figure, path)
+        save(figure, path)

@@ -122,12 +122,12 @@ def _quality(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no infinity: a threshold that accepts nothing is null."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
@@ -173,7 +173,7 @@ def write(outcome: Outcome, folder: Path) -> list[Path]:
     main = next(iter(outcome.data.pairs))
     names = ["report.json", "training.png", "cosines.png", "roc.png", "hard_pairs.png"]
     paths = [folder / name for name in names]
-    paths[0].write_text(json.dumps(_plain(numbers(outcome)), indent=1, allow_nan=False) + "\n")
+    paths[0].write_text(json.dumps(plain(numbers(outcome)), indent=1, allow_nan=False) + "\n")
     untrained_tar = outcome.untrained.verification[main].tar_at_far["0.01"]
     plots.training_curves(outcome.history, untrained_tar, paths[1])
     plots.cosine_histograms(outcome.untrained, outcome.trained, main, outcome.data.pairs[main].same, paths[2])
