@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +87,7 @@ class Pairs:
                 )
         self._label, self._ref_label = self._label_codes(ignore_label)
         self._id, self._ref_id = self._id_codes(ids, ref_ids)
+        self._order: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     @staticmethod
     def _embeddings(name: str, v: Any, similarity: str, eps: float) -> torch.Tensor:
@@ -162,16 +162,17 @@ class Pairs:
             self.x, self.ref, self._label, self._ref_label, self._id, self._ref_id, low, high, select, self.similarity
         )
 
-    @cached_property
     def _by_label(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows and columns in the order of their labels, and where each row went. Sorted, the tiles without a positive
         pair are known by their labels, and skipped: a pass over the positives costs next to nothing."""
-        order = self._label.argsort(stable=True)
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(self.n, device=order.device))
-        return order, order if self.ref is None else self._ref_label.argsort(stable=True), place
+        if self._order is None:
+            order = self._label.argsort(stable=True)
+            place = torch.empty_like(order).scatter_(0, order, torch.arange(self.n, device=order.device))
+            self._order = order, order if self.ref is None else self._ref_label.argsort(stable=True), place
+        return self._order
 
     def _sorted(self, problem: Problem) -> Problem:
-        order, ref_order, _ = self._by_label
+        order, ref_order, _ = self._by_label()
 
         def take(v: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
             return v[by] if v.numel() else v
@@ -210,7 +211,7 @@ class Pairs:
         a, b = (v if v is None else v.contiguous() for v in given)
         if select != "positive" or self.multi_hot:
             return op.pair_statistics(problem, a, b, moments, extremes, transform, tile=tile)[0]
-        order, ref_order, place = self._by_label
+        order, ref_order, place = self._by_label()
         a, b = (v if v is None else v[order] for v in (a, b))
         rows, _ = op.pair_statistics(self._sorted(problem), a, b, moments, extremes, transform, tile=tile)
         rows = Statistics(*(v[place] if v.numel() else v for v in rows))
@@ -273,7 +274,7 @@ class Pairs:
         rows = torch.repeat_interleave(offsets.diff(), output_size=len(columns))
         if not ordered:
             return Listed(rows, columns, similarities, offsets)
-        order, ref_order, _ = self._by_label
+        order, ref_order, _ = self._by_label()
         rows, back = order[rows].sort(stable=True)
         counts = torch.zeros_like(order).scatter_(0, order, offsets.diff())
         offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
