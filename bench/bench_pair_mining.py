@@ -100,7 +100,7 @@ def measured(
 def batch_hard(n: int, dtype: torch.dtype, device: str, samples: int) -> list[Row]:
     """Hardest positive and hardest negative of every row. The error is how much less hard the chosen negatives are."""
     sets = inputs(n, dtype, device)
-    miners: dict[str, pairs.Miner] = {OURS: hk.mining.batch_hard}
+    miners: dict[str, pairs.Miner] = {OURS: hk.mining.batch_hard, "chunked eager PyTorch": pairs.chunked_batch_hard}
     if fits(n, device, 8):
         miners |= pairs.batch_hard_miners()
     errors = {}

@@ -37,6 +37,21 @@ def eager_batch_hard(x: Embeddings, labels: Labels) -> tuple[torch.Tensor, ...]:
     return positive.argmin(1), negative.argmax(1)
 
 
+def chunked_batch_hard(x: Embeddings, labels: Labels) -> tuple[torch.Tensor, ...]:
+    """The same, a few thousand rows of the matrix at a time: what a careful user writes where it does not fit."""
+    unit = F.normalize(x)
+    chunk = max(1, 2**26 // len(x))
+    hardest = []
+    for begin in range(0, len(x), chunk):
+        s = unit[begin : begin + chunk] @ unit.T
+        same = labels[begin : begin + chunk, None] == labels
+        negative = s.masked_fill(same, -torch.inf).argmax(1)
+        positive = s.masked_fill_(~same, torch.inf)
+        positive.diagonal(begin).fill_(torch.inf)
+        hardest.append((positive.argmin(1), negative))
+    return tuple(torch.cat(part) for part in zip(*hardest, strict=True))
+
+
 def eager_supcon(x: Embeddings, labels: Labels) -> torch.Tensor:
     """SupCon as its authors write it, rows without a positive left out of the mean."""
     unit = F.normalize(x)
