@@ -6,6 +6,7 @@ from ._version import __version__
 from .margin_softmax import margins, sub_centers
 from .margin_softmax.functional import ClassStatistics, class_statistics, margin_softmax_loss
 from .margin_softmax.sum_functional import sface_loss, sphereface2_loss, uniface_loss
+from .pair_mining import losses, mining
 from .pair_mining.functional import PairStatistics, pair_statistics
 from .unit_norm.functional import unit_norm, unit_norm_
 
@@ -15,8 +16,10 @@ __all__ = [
     "__version__",
     "backend",
     "class_statistics",
+    "losses",
     "margin_softmax_loss",
     "margins",
+    "mining",
     "nn",
     "pair_statistics",
     "sface_loss",

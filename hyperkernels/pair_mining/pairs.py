@@ -27,7 +27,7 @@ class Listed(NamedTuple):
     offsets: torch.Tensor  # [N + 1]: the pairs of row i are at offsets[i] .. offsets[i+1]
 
 
-def _unit_rows(v: torch.Tensor, eps: float) -> torch.Tensor:
+def unit_rows(v: torch.Tensor, eps: float) -> torch.Tensor:
     """Unit rows; one shorter than eps is a constant for the gradient, which 1 / eps would blow up."""
     unit = unit_norm(v, eps=eps)
     if not (v.requires_grad and torch.is_grad_enabled()):
@@ -59,7 +59,7 @@ class Pairs:
     ) -> None:
         _check.choice("similarity", similarity, SIMILARITIES)
         eps = _check.number("eps", eps, above=0.0)
-        self.x = self._embeddings("x", x, similarity, eps)
+        self.x = self.embeddings("x", x, similarity, eps)
         self.ref = None
         if ref is not None:
             _check.tensor("ref", ref, _check.FLOAT_DTYPES, dim=2)
@@ -68,7 +68,7 @@ class Pairs:
             _check.same_device("ref", ref, "x", x)
             if ref.shape[1] != x.shape[1]:
                 raise ValueError(f"ref must have the embedding size of x ({x.shape[1]}); got {tuple(ref.shape)}")
-            self.ref = self._embeddings("ref", ref, similarity, eps)
+            self.ref = self.embeddings("ref", ref, similarity, eps)
         self.similarity = "dot" if similarity == "cosine" else similarity
         self.n, self.m = self.x.shape[0], (self.x if self.ref is None else self.ref).shape[0]
         self.multi_hot = bool(multi_hot)
@@ -90,10 +90,10 @@ class Pairs:
         self._order: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     @staticmethod
-    def _embeddings(name: str, v: Any, similarity: str, eps: float) -> torch.Tensor:
+    def embeddings(name: str, v: Any, similarity: str, eps: float) -> torch.Tensor:
         _check.tensor(name, v, _check.FLOAT_DTYPES, dim=2)
         if similarity == "cosine":
-            v = _unit_rows(v, eps)
+            v = unit_rows(v, eps)
         if torch.is_autocast_enabled(v.device.type) and v.dtype != torch.float64:
             v = v.to(torch.get_autocast_dtype(v.device.type))
         return v
@@ -257,7 +257,8 @@ class Pairs:
     def values_at(self, columns: torch.Tensor, missing: float = 0.0) -> torch.Tensor:
         """The similarity of every row with one column each, [N]; `missing` where that is -1. Differentiable."""
         if not self.m:
-            return self.x.new_full((self.n,), missing, dtype=self.dtype)
+            none = columns.new_empty(0)  # its sum of nothing keeps the result in the graph
+            return self.x.new_full((self.n,), missing, dtype=self.dtype) + self.values(none, none).sum()
         rows = torch.arange(self.n, device=columns.device)
         return torch.where(columns >= 0, self.values(rows, columns.clamp_min(0)), missing)
 

@@ -75,7 +75,7 @@ def similarities(x: torch.Tensor, ref: torch.Tensor, similarity: str) -> torch.T
     squared = (x.square().sum(1)[:, None] + ref.square().sum(1) - 2 * dot).clamp_min(0)
     if similarity == "squared_euclidean":
         return -squared
-    apart = squared > 0
+    apart = squared != 0
     return -torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
 
@@ -90,7 +90,7 @@ def listed_similarities(
     squared = (a - b).square().sum(1)
     if similarity == "squared_euclidean":
         return -squared
-    apart = squared > 0
+    apart = squared != 0
     return -torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
 
@@ -223,7 +223,7 @@ def binned(
     """Count, sum, largest similarity and its lowest index in every bin of every row, [E + N] each.
 
     Row i has the rising edges edges[offsets[i]:offsets[i+1]] and one bin more than edges, at offsets[i] + i and
-    following; a similarity u falls into the bin whose number is that of edges < u.
+    following; a similarity u falls into the bin whose number is that of edges < u, NaN into any.
     """
     u, keep = of_problem(problem)
     counts, sums, highs, indices = [], [], [], []
@@ -239,7 +239,7 @@ def binned(
             indices.append(index[0])
     if not counts:
         none = edges.new_empty(0)
-        return offsets.new_empty(0), none, none, offsets.new_empty(0)
+        return offsets.new_empty(0), none + 0 * u.sum(), none, offsets.new_empty(0)
     return torch.stack(counts), torch.stack(sums), torch.stack(highs), torch.stack(indices)
 
 

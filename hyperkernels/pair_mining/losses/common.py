@@ -1,0 +1,136 @@
+"""What the pair losses share: their pairs, arguments, thresholds in the units of a similarity, and sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ... import _check
+from ..pairs import SIMILARITIES, Listed, Pairs, unit_rows
+
+REDUCTIONS = ("mean", "sum", "none")
+MEANS = ("nonzero", "all")
+DISTANCES = ("euclidean", "squared_euclidean")
+EPS = 1e-12
+Number = torch.Tensor | float
+
+
+def pairs_of(
+    x: Any,
+    labels: Any,
+    ref: Any,
+    ref_labels: Any,
+    ids: Any,
+    ref_ids: Any,
+    similarity: Any,
+    normalize: bool = True,
+    allowed: tuple[str, ...] = SIMILARITIES,
+) -> Pairs:
+    """The pairs that a loss is of; distances are those of unit rows where `normalize` says so."""
+    _check.choice("similarity", similarity, allowed)
+    _check.tensor("labels", labels, (torch.int64,), dim=1)
+    if similarity in DISTANCES and normalize:
+        x, ref = (
+            v if v is None else unit_rows(_check.tensor(name, v, _check.FLOAT_DTYPES, dim=2), EPS)
+            for name, v in (("x", x), ("ref", ref))
+        )
+    return Pairs(x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity)
+
+
+def embeddings(name: str, v: Any, similarity: str) -> torch.Tensor:
+    """Rows as Pairs takes them: those of unit length for "cosine"."""
+    return Pairs.embeddings(name, v, similarity, EPS)
+
+
+def normalized(name: str, v: Any) -> torch.Tensor:
+    return embeddings(name, v, "cosine")
+
+
+def own_columns(pairs: Pairs) -> torch.Tensor:
+    return torch.arange(pairs.n, device=pairs.x.device)
+
+
+def numbered(v: Any, name: str) -> torch.Tensor:
+    """0, 1, ... for the rows of v."""
+    _check.tensor(name, v, _check.FLOAT_DTYPES, dim=2)
+    return torch.arange(v.shape[0], device=v.device)
+
+
+def scalar(name: str, value: Any, dtype: torch.dtype) -> Number:
+    """A number as it is, a tensor of one element as a scalar of that dtype, which keeps its gradient."""
+    if not isinstance(value, torch.Tensor):
+        return _check.number(name, value)
+    _check.tensor(name, value, _check.FLOAT_DTYPES)
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be a number or a tensor of one element; got shape {tuple(value.shape)}")
+    return value.to(dtype).reshape(())
+
+
+def inverse(name: str, temperature: Any, dtype: torch.dtype) -> Number:
+    """The scale 1 / temperature."""
+    if not isinstance(temperature, torch.Tensor):
+        return 1 / _check.number(name, temperature, above=0.0)
+    return 1 / scalar(name, temperature, dtype)
+
+
+def in_similarity(similarity: str, value: float) -> float:
+    """A threshold of what users of a distance call one, where similarities are minus the distance."""
+    return -value if similarity in DISTANCES else value
+
+
+def softplus(z: torch.Tensor) -> torch.Tensor:
+    """log(1 + exp(z)); exact where `F.softplus` goes over to z, and 0 with a gradient of 0 at -inf."""
+    some = z != -torch.inf
+    return torch.where(some, -F.logsigmoid(-torch.where(some, z, 0)), 0)
+
+
+def row_sums(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """The sums of values[offsets[i]:offsets[i+1]], [N], in a fixed order."""
+    return torch.segment_reduce(values, "sum", offsets=offsets, initial=0)
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index)
+        ctx.n = len(values)
+        return values.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, d: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (index,) = ctx.saved_tensors
+        index, order = index.sort(stable=True)
+        return row_sums(d[order], torch.searchsorted(index, torch.arange(ctx.n + 1, device=d.device))), None
+
+
+def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """values[index], whose gradients add up in the order of the index: PyTorch's own do so in that of the threads."""
+    return _Take.apply(values, index)
+
+
+def ascending(found: Listed) -> torch.Tensor:
+    """The order of the listed pairs in which those of a row stay together and their similarities rise."""
+    order = found.similarities.argsort(stable=True)
+    return order[found.rows[order].argsort(stable=True)]
+
+
+def reduce(rows: torch.Tensor, reduction: str, count: torch.Tensor | int) -> torch.Tensor:
+    """`count` is what the mean divides by; the mean of nothing is 0."""
+    if reduction == "none":
+        return rows
+    total = rows.sum()
+    if reduction == "sum":
+        return total
+    return total / (count.clamp_min(1) if isinstance(count, torch.Tensor) else max(count, 1))
+
+
+def reduce_counted(rows: torch.Tensor, counted: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Over the entries that count; the others are 0."""
+    return reduce(torch.where(counted, rows, 0), reduction, counted.sum())
+
+
+def nonzero(loss: torch.Tensor) -> torch.Tensor:
+    """The entries over which an average of the losses above zero is taken; NaN is one of them."""
+    return ~(loss <= 0)
