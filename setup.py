@@ -18,7 +18,8 @@ SOURCES = [
     "csrc/simd.cpp",
     "csrc/unit_norm/cpu.cpp",
     *(f"csrc/margin_softmax/{part}.cpp" for part in ("problem", "gemm_bf16", "products", "forward", "backward")),
-    *(f"csrc/pair_mining/{part}.cpp" for part in ("problem",)),
+    *(f"csrc/pair_mining/{part}.cpp" for part in ("problem", "schedule", "statistics", "statistics_backward")),
+    *(f"csrc/pair_mining/{part}.cpp" for part in ("top_k", "lists", "sample", "bins", "bins_backward", "values")),
 ]
 CUDA_SOURCES = ["csrc/bindings_cuda.cpp", "csrc/unit_norm/cuda.cu"]
 

@@ -199,9 +199,9 @@ HK_INLINE float acos(float x) {
   return steep ? turned : shallow;
 }
 
-// log(1 + y) for 0 <= y <= 1, by the series of 2 atanh(y / (2 + y)).
-HK_INLINE float log1p(float y) {
-  const float t = y / (2 + y), q = t * t;
+// 2 atanh(t) for |t| <= 1/3.
+HK_INLINE float twice_atanh(float t) {
+  const float q = t * t;
   float p = 2.f / 15;
   p = p * q + 2.f / 13;
   p = p * q + 2.f / 11;
@@ -212,10 +212,46 @@ HK_INLINE float log1p(float y) {
   return t * (2 + q * p);
 }
 
+// log(1 + y) for 0 <= y <= 1.
+HK_INLINE float log1p(float y) { return twice_atanh(y / (2 + y)); }
+
+// x = 2^exponent (1 + fraction), x normal and positive, 1 + fraction within a factor of sqrt(2) of 1.
+struct Scientific {
+  float exponent, fraction;
+};
+
+HK_INLINE Scientific scientific(float x) {
+  const uint32_t shifted = bits<uint32_t>(x) - 0x3f3504f3u;
+  return {float(int32_t(shifted) >> 23), bits<float>((shifted & 0x7fffffu) + 0x3f3504f3u) - 1};
+}
+
+// log(x), x normal and positive, within about one unit in the last place, also near 1.
+HK_INLINE float log_normal(float x) {
+  const Scientific s = scientific(x);
+  const float f = s.fraction, t = f / (2 + f), q = t * t;
+  float p = 2.f / 9;
+  p = p * q + 2.f / 7;
+  p = p * q + 2.f / 5;
+  p = p * q + 2.f / 3;
+  const float rest = t * (q * p - f);  // 2 t = f - t f: the leading term is exact
+  return (s.exponent * 1.42860682030941723212e-6f + rest + f) + s.exponent * 0.693145751953125f;
+}
+
+// log(x): -inf at 0, NaN below; inf and NaN stay.
+HK_INLINE float log(float x) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  const bool tiny = x < 0x1p-126f;
+  const float value = log_normal(tiny ? x * 0x1p23f : x) - (tiny ? 15.9423851528787f : 0.f);
+  const float above = x < inf ? value : x;
+  const float below = x == 0 ? -inf : std::numeric_limits<float>::quiet_NaN();
+  return x > 0 ? above : below;
+}
+
 HK_INLINE double sin(double x) { return std::sin(x); }
 HK_INLINE double cos(double x) { return std::cos(x); }
 HK_INLINE double acos(double x) { return std::acos(x); }
 HK_INLINE double log1p(double x) { return std::log1p(x); }
+HK_INLINE double log(double x) { return std::log(x); }
 
 // log(1 + e^x) and its derivative.
 template <class A>

@@ -183,6 +183,7 @@ const at::Tensor& Tiles<T>::take_rows(int64_t first, int64_t count) {
 
 template <class T>
 const at::Tensor& Tiles<T>::take_columns(int64_t first, int64_t count) {
+  if (columns_.defined() && first_column_ == first && columns_.size(0) == count) return columns_;
   first_column_ = first;
   return take(problem_.columns, first, count, widened_columns_, columns_);
 }

@@ -167,7 +167,7 @@ class Tiles {
   // The squared norms of both sides, where the similarity needs them.
   Tiles(const Problem& problem, const at::Tensor& row_squares, const at::Tensor& column_squares);
 
-  // The rows (columns) that the next products are of, in dtype A.
+  // The rows (columns) that the next products are of, in dtype A. Taking the same columns again costs nothing.
   const at::Tensor& take_rows(int64_t first, int64_t count);
   const at::Tensor& take_columns(int64_t first, int64_t count);
 

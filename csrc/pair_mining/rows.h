@@ -1,0 +1,216 @@
+// The vectorised inner loops of the pair statistics: a tile of similarities, a row at a time.
+#pragma once
+
+#include "statistics.h"
+
+namespace hyperkernels::pair_mining {
+
+// The largest value so far and its lowest index, -1 where there is none; NaN is larger than any number.
+struct Extreme {
+  double value = -std::numeric_limits<double>::infinity();
+  int64_t index = -1;
+
+  HK_INLINE bool yields_to(double other, int64_t at) const {
+    if (index < 0) return true;
+    if (value != value || other != other) return other != other && (value == value || at < index);
+    return other > value || (other == value && at < index);
+  }
+  HK_INLINE void take(double other, int64_t at) {
+    if (at < 0 || !yields_to(other, at)) return;
+    value = other;
+    index = at;
+  }
+};
+
+// What is known of one row from the pairs seen so far.
+struct State {
+  int64_t count = 0;
+  double sum = 0, sum_squares = 0;
+  Extreme low, high;  // low holds the largest of -u
+  // Of a log-sum-exp the largest power and the sums of e = exp(power - max) and of e by the pair's share of the scale;
+  // of softplus the sum and its two derivatives.
+  double max = -std::numeric_limits<double>::infinity();
+  double total = 0, weighted = 0, slope = 0;
+
+  void add_powers(double other, double other_total, double other_weighted) {
+    if (other > max) {
+      const double fade = std::exp(max - other);
+      total *= fade;
+      weighted *= fade;
+      max = other;
+    }
+    const double fade = other == max ? 1 : std::exp(other - max);
+    total += fade * other_total;
+    weighted += fade * other_weighted;
+  }
+
+  void merge(const State& other, Kind kind) {
+    count += other.count;
+    sum += other.sum;
+    sum_squares += other.sum_squares;
+    low.take(other.low.value, other.low.index);
+    high.take(other.high.value, other.high.index);
+    if (kind == Kind::kSoftplus) {
+      total += other.total;
+      weighted += other.weighted;
+      slope += other.slope;
+    } else if (other.count > 0) {
+      add_powers(other.max, other.total, other.weighted);
+    }
+  }
+};
+
+// The side whose rows are folded, and what is asked of them.
+template <class A>
+struct Asked {
+  const Problem* problem;  // its rows are the ones that are folded
+  const A *lower, *upper, *scale, *offset;
+  bool bounded, moments, extremes;
+  Kind kind;
+  A p0, p1;
+};
+
+// The largest of sign * u.
+template <class A>
+HK_INLINE void fold_extreme(const A* u, const Mask<A>* mask, int64_t n, A sign, int64_t first, Extreme& extreme) {
+  constexpr A kNone = -std::numeric_limits<A>::infinity();
+  A best = kNone;
+  Mask<A> nan = 0;
+#pragma omp simd reduction(max : best) reduction(| : nan)
+  for (int64_t j = 0; j < n; ++j) {
+    const A v = mask[j] != 0 ? sign * u[j] : kNone;
+    best = v > best ? v : best;
+    nan |= v != v ? Mask<A>(-1) : Mask<A>(0);
+  }
+  if (nan != 0) best = std::numeric_limits<A>::quiet_NaN();
+  if (!extreme.yields_to(double(best), first)) return;
+  Mask<A> place = Mask<A>(n);
+#pragma omp simd reduction(min : place)
+  for (int64_t j = 0; j < n; ++j) {
+    const A v = sign * u[j];
+    const bool hit = mask[j] != 0 && (nan != 0 ? v != v : v == best);
+    const Mask<A> at = hit ? Mask<A>(j) : Mask<A>(n);
+    place = at < place ? at : place;
+  }
+  extreme.take(double(best), first + place);
+}
+
+// A sum of +inf, which no difference of powers can tell.
+template <class A>
+inline void fold_infinite(const A* power, const Mask<A>* mask, int64_t n, double max, State& state) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  bool nan = false;
+  for (int64_t j = 0; j < n; ++j) nan |= mask[j] != 0 && power[j] != power[j];
+  state.add_powers(max, nan ? kNan : 1, kNan);
+}
+
+template <class A>
+HK_INLINE void fold_powers(const A* u, const Mask<A>* mask, int64_t n, A scale, bool circle, A p0, A p1, A* power,
+                           State& state) {
+  constexpr A kNone = -std::numeric_limits<A>::infinity();
+  const A sign = scale < 0 ? A(-1) : scale == 0 ? A(0) : A(1), strength = sign * scale;
+  // A linear power is scaled after the largest is taken off: a large scale would magnify its rounding error.
+  const A turn = circle ? sign : scale < 0 ? A(-1) : A(1), factor = circle ? A(1) : strength;
+  A top = kNone;
+  if (circle) {
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < n; ++j) {
+      const A v = turn * u[j], a = v + p0 < 0 ? A(0) : v + p0;
+      const A z = mask[j] != 0 ? strength * a * (v + p1) : kNone;
+      power[j] = z;
+      top = z > top ? z : top;
+    }
+  } else {
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < n; ++j) {
+      const A z = mask[j] != 0 ? turn * u[j] : kNone;
+      power[j] = z;
+      top = z > top ? z : top;
+    }
+  }
+  const double max = double(factor) * double(top);
+  if (top == -kNone) return fold_infinite(power, mask, n, max, state);
+  const A shift = top == kNone ? A(0) : top;
+  const A* share = circle ? power : u;
+  A total = 0, weighted = 0;
+#pragma omp simd reduction(+ : total, weighted)
+  for (int64_t j = 0; j < n; ++j) {
+    const A e = simd::exp(factor * (power[j] - shift));
+    total += mask[j] != 0 ? e : A(0);
+    weighted += mask[j] != 0 ? e * share[j] : A(0);
+  }
+  state.add_powers(max, double(total), double(weighted));
+}
+
+template <class A>
+HK_INLINE void fold_softplus(const A* u, const Mask<A>* mask, int64_t n, A scale, A offset, State& state) {
+  A total = 0, weighted = 0, slope = 0;
+#pragma omp simd reduction(+ : total, weighted, slope)
+  for (int64_t j = 0; j < n; ++j) {
+    const A z = scale * u[j] + offset, sigma = simd::sigmoid(z);
+    total += mask[j] != 0 ? simd::softplus(z) : A(0);
+    weighted += mask[j] != 0 ? sigma * u[j] : A(0);
+    slope += mask[j] != 0 ? sigma : A(0);
+  }
+  state.total += double(total);
+  state.weighted += double(weighted);
+  state.slope += double(slope);
+}
+
+// Folds a tile u [rows, ld] into the states of its rows. state is that of the first row; mask and power have room for
+// `columns` numbers.
+struct FoldRows {
+  template <class A>
+  static HK_INLINE void run(const Asked<A>* asked, const A* u, int64_t ld, int64_t row, int64_t rows, int64_t column,
+                            int64_t columns, Mask<A>* mask, A* power, State* state) {
+    const Asked<A>& a = *asked;
+    for (int64_t i = row; i < row + rows; ++i, u += ld, ++state) {
+      SelectPairs::run(a.problem, i, column, columns, mask);
+      if (a.bounded) WithinBounds::run(u, a.lower[i], a.upper[i], columns, mask);
+      Mask<A> count = 0;
+#pragma omp simd reduction(- : count)
+      for (int64_t j = 0; j < columns; ++j) count -= mask[j];
+      if (count == 0) continue;
+      state->count += count;
+      if (a.moments) {
+        A sum = 0, sum_squares = 0;
+#pragma omp simd reduction(+ : sum, sum_squares)
+        for (int64_t j = 0; j < columns; ++j) {
+          const A v = mask[j] != 0 ? u[j] : A(0);
+          sum += v;
+          sum_squares += v * v;
+        }
+        state->sum += double(sum);
+        state->sum_squares += double(sum_squares);
+      }
+      if (a.extremes) {
+        fold_extreme(u, mask, columns, A(-1), column, state->low);
+        fold_extreme(u, mask, columns, A(1), column, state->high);
+      }
+      if (a.kind == Kind::kSoftplus) {
+        fold_softplus(u, mask, columns, a.scale[i], a.offset[i], *state);
+      } else if (a.kind != Kind::kNone) {
+        fold_powers(u, mask, columns, a.scale[i], a.kind == Kind::kCircle, a.p0, a.p1, power, *state);
+      }
+    }
+  }
+};
+
+// t [columns, rows] = u [rows, ld] transposed, in squares that fit the first cache.
+struct Transpose {
+  template <class A>
+  static HK_INLINE void run(const A* u, int64_t ld, int64_t rows, int64_t columns, A* t) {
+    constexpr int64_t kSquare = 16;
+    for (int64_t j0 = 0; j0 < columns; j0 += kSquare) {
+      const int64_t j1 = std::min(columns, j0 + kSquare);
+      for (int64_t i0 = 0; i0 < rows; i0 += kSquare) {
+        const int64_t i1 = std::min(rows, i0 + kSquare);
+        for (int64_t j = j0; j < j1; ++j) {
+          for (int64_t i = i0; i < i1; ++i) t[j * rows + i] = u[i * ld + j];
+        }
+      }
+    }
+  }
+};
+
+}  // namespace hyperkernels::pair_mining

@@ -1,0 +1,142 @@
+# mypy: ignore-errors
+"""How many pairs of every row count, and the list of them, in Triton: one kernel for both, so that the similarities of
+the two passes agree bit by bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .triton_kernels import Tiles, columns_of_split, may_count, parts_of, similarities, which_count
+from .triton_order import narrow, prepared, rows_of, splits_within
+
+
+@triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "total"])
+def pair_kernel(
+    x_ptr,  # from here on as in tile_of_pairs
+    ref_ptr,
+    square_ptr,
+    ref_square_ptr,
+    label_ptr,
+    ref_label_ptr,
+    id_ptr,
+    ref_id_ptr,
+    lower_ptr,
+    upper_ptr,
+    range_ptr,  # as in may_count
+    ref_range_ptr,
+    bound_ptr,  # as in columns_of_split
+    count_ptr,  # [splits, n]: written where there is no list, else the places taken by the splits before
+    offset_ptr,  # [n + 1], or None: the pairs are only counted
+    column_ptr,  # [total]
+    value_ptr,  # [total]
+    n,
+    m,
+    row_tiles,
+    column_tiles,
+    splits,
+    total,
+    SELECT: tl.constexpr,
+    SIMILARITY: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Owns the pairs of a tile of rows within one split of the columns."""
+    WIDTH: tl.constexpr = BLOCK_COLUMNS // PARTS
+    row_tile, first_row, rows_left, split = rows_of(tl.program_id(0), row_tiles, n, BLOCK_ROWS)
+    first, end = columns_of_split(bound_ptr, row_tile, split, splits, column_tiles)
+    zero = tl.full([], 0, tl.int32)
+    row = tl.arange(0, BLOCK_ROWS)
+    there = row < rows_left
+    own = split.to(tl.int64) * n + first_row + row
+    taken = tl.zeros([BLOCK_ROWS], tl.int32)
+    if offset_ptr is not None:
+        begin = tl.load(offset_ptr + first_row + row, mask=there, other=0)
+        limit = tl.load(offset_ptr + first_row + row + 1, mask=there, other=0)
+        if count_ptr is not None:
+            begin += tl.load(count_ptr + own, mask=there, other=0)
+        # Whatever the offsets say, a row writes neither outside the list nor past its own part of it.
+        room = tl.where(begin < 0, 0, tl.maximum(tl.minimum(limit, total), 0) - begin)
+        room = tl.maximum(tl.minimum(room, m), 0).to(tl.int32)
+    for step in range(first, end):
+        tile = zero + step
+        if may_count(range_ptr, ref_range_ptr, row_tile, tile, SELECT):
+            first_column = tile.to(tl.int64) * BLOCK_COLUMNS
+            columns_left = (m - first_column).to(tl.int32)
+            parts = parts_of(
+                similarities(
+                    x_ptr, ref_ptr, square_ptr, ref_square_ptr, first_row, first_column, rows_left, columns_left,
+                    SIMILARITY, STRIDE, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_D,
+                ),
+                PARTS,
+            )  # fmt: skip
+            for part in tl.static_range(PARTS):
+                u = parts[part]
+                keep = which_count(
+                    u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row,
+                    first_column + part * WIDTH, rows_left, columns_left - part * WIDTH, SELECT,
+                )  # fmt: skip
+                kept = (keep & there[:, None]).to(tl.int32)
+                new = tl.sum(kept, axis=1)
+                if offset_ptr is not None:
+                    if tl.max(kept, axis=None) > 0:
+                        place = taken[:, None] + tl.cumsum(kept, axis=1) - 1
+                        mask = (kept > 0) & (place < room[:, None])
+                        column = first_column + part * WIDTH + tl.arange(0, WIDTH)[None, :]
+                        column = tl.broadcast_to(column, [BLOCK_ROWS, WIDTH])
+                        tl.store((column_ptr + begin)[:, None] + place, column, mask=mask)
+                        tl.store((value_ptr + begin)[:, None] + place, u, mask=mask)
+                taken += new
+    if offset_ptr is None:
+        tl.store(count_ptr + own, taken.to(tl.int64), mask=there)
+
+
+def _launch(tiles: Tiles, splits: int, *lists: Any, total: int) -> None:
+    pair_kernel[(tiles.row_tiles * splits,)](
+        *tiles.tensors, *tiles.ranges, tiles.bounds, *lists, tiles.n, tiles.m, tiles.row_tiles, tiles.column_tiles,
+        splits, total, **narrow(tiles),
+    )  # fmt: skip
+
+
+def _counts(tiles: Tiles, splits: int) -> torch.Tensor:
+    """[splits, n]"""
+    counts = tiles.x.new_empty(splits, tiles.n, dtype=torch.int64)
+    _launch(tiles, splits, counts, None, None, None, total=0)
+    return counts
+
+
+def pair_count(*args: Any) -> torch.Tensor:
+    *problem, _, _ = args
+    tiles = prepared(*problem)
+    if tiles.n == 0 or tiles.m == 0:
+        return tiles.x.new_zeros(tiles.n, dtype=torch.int64)
+    with torch.cuda.device_of(tiles.x):
+        return _counts(tiles, splits_within(tiles, 8 * tiles.n)).sum(0)
+
+
+def pair_list(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the columns are split, the pairs are counted once more: the offsets do not tell the splits apart."""
+    *problem, offsets, total, _, _ = args
+    tiles = prepared(*problem)
+    if offsets.shape != (tiles.n + 1,) or offsets.dtype != torch.int64:
+        raise ValueError(f"offsets must be [{tiles.n + 1}] int64; got {tuple(offsets.shape)} of {offsets.dtype}")
+    if total < 0:
+        raise ValueError(f"total must be at least 0; got {total}")
+    # What offsets beyond the counts leave unwritten.
+    columns = tiles.x.new_full((total,), -1, dtype=torch.int64)
+    values = tiles.x.new_full((total,), torch.nan, dtype=tiles.dtype)
+    if total and tiles.n and tiles.m:
+        with torch.cuda.device_of(tiles.x):
+            splits = splits_within(tiles, 8 * tiles.n)
+            before = None
+            if splits > 1:
+                counts = _counts(tiles, splits)
+                before = counts.cumsum(0) - counts
+            _launch(tiles, splits, before, offsets.contiguous(), columns, values, total=total)
+    return columns, values

@@ -1,0 +1,158 @@
+# mypy: ignore-errors
+"""Weighted draws of pairs in Triton: the pair with the largest log weight - log E, E exponential of (seed, i, j, draw).
+
+The random numbers belong to the pair, whatever the tiles and the splits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .triton_kernels import columns_of_split, may_count, parts_of, similarities, which_count
+from .triton_order import best_of, key_dtype, lowest, merged, narrow, ordered, prepared, rows_of, splits_within
+
+_LARGEST_GROUP = 32  # draws of a program
+
+
+@triton.jit
+def _log_exponential(bits, dtype: tl.constexpr):
+    """log(-log1p(-v)), v = (bits + 0.5) / 2^32: its inner logarithm is that of the smaller of v and 1 - v."""
+    terms: tl.constexpr = 17 if dtype == tl.float64 else 8
+    upper = bits >= 2**31
+    near = (tl.where(upper, 0xFFFFFFFF - bits, bits).to(dtype) + 0.5) * 2.0**-32
+    # -log(1 - v) = 2 artanh(v / (2 - v))
+    t = near / (2.0 - near)
+    square = t * t
+    series = tl.full(bits.shape, 1.0 / (2 * terms + 1), dtype)
+    for i in tl.static_range(terms):
+        series = series * square + 1.0 / (2 * (terms - i) - 1)
+    return tl.log(tl.where(upper, -tl.log(near), 2.0 * t * series))
+
+
+@triton.jit
+def _log_weights(u, WEIGHTS: tl.constexpr, p0, p1):
+    """reference.log_weights says what; NaN stays."""
+    if WEIGHTS == "exponential":
+        weights = p0 * u
+    else:
+        smallest = 2.2250738585072014e-308 if u.dtype == tl.float64 else 1.1754943508222875e-38
+        distance = tl.where(-u < p1, p1, -u)
+        inside = 1.0 - distance * distance * 0.25
+        inside = tl.where(inside < smallest, smallest, inside)
+        weights = (2.0 - p0) * tl.log(distance) - (p0 - 3.0) * 0.5 * tl.log(inside)
+    return weights
+
+
+@triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "draws", "seed"])
+def draw_kernel(
+    x_ptr,  # from here on as in tile_of_pairs
+    ref_ptr,
+    square_ptr,
+    ref_square_ptr,
+    label_ptr,
+    ref_label_ptr,
+    id_ptr,
+    ref_id_ptr,
+    lower_ptr,
+    upper_ptr,
+    range_ptr,  # as in may_count
+    ref_range_ptr,
+    bound_ptr,  # as in columns_of_split
+    parameter_ptr,  # p0 and p1
+    key_ptr,  # [splits, n, draws]
+    column_ptr,  # [splits, n, draws] int32
+    n,
+    m,
+    row_tiles,
+    column_tiles,
+    splits,
+    draws,
+    seed,
+    WEIGHTS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SELECT: tl.constexpr,
+    SIMILARITY: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Owns GROUP draws of a tile of rows within one split of the columns."""
+    WIDTH: tl.constexpr = BLOCK_COLUMNS // PARTS
+    row_tile, first_row, rows_left, split = rows_of(tl.program_id(0), row_tiles, n, BLOCK_ROWS)
+    first, end = columns_of_split(bound_ptr, row_tile, split, splits, column_tiles)
+    zero = tl.full([], 0, tl.int32)
+    dtype: tl.constexpr = key_ptr.dtype.element_ty
+    group = tl.program_id(1)
+    p0, p1 = tl.load(parameter_ptr), tl.load(parameter_ptr + 1)
+    row = tl.arange(0, BLOCK_ROWS)
+    place = tl.arange(0, GROUP)[None, :]
+    keys = tl.zeros([BLOCK_ROWS, GROUP], dtype) + lowest(dtype)
+    columns = tl.full([BLOCK_ROWS, GROUP], -1, tl.int32)
+    for step in range(first, end):
+        tile = zero + step
+        if may_count(range_ptr, ref_range_ptr, row_tile, tile, SELECT):
+            first_column = tile.to(tl.int64) * BLOCK_COLUMNS
+            columns_left = (m - first_column).to(tl.int32)
+            parts = parts_of(
+                similarities(
+                    x_ptr, ref_ptr, square_ptr, ref_square_ptr, first_row, first_column, rows_left, columns_left,
+                    SIMILARITY, STRIDE, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_D,
+                ),
+                PARTS,
+            )  # fmt: skip
+            for part in tl.static_range(PARTS):
+                u = parts[part]
+                keep = which_count(
+                    u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row,
+                    first_column + part * WIDTH, rows_left, columns_left - part * WIDTH, SELECT,
+                )  # fmt: skip
+                weights = _log_weights(u, WEIGHTS, p0, p1)
+                column = tile * BLOCK_COLUMNS + part * WIDTH + tl.arange(0, WIDTH)[None, :]
+                none = tl.zeros([BLOCK_ROWS, WIDTH], tl.uint32)
+                c0 = none + column.to(tl.uint32)
+                c1 = none + (first_row + row)[:, None].to(tl.uint32)
+                for four in range(GROUP // 4):
+                    c2 = none + (group * (GROUP // 4) + four).to(tl.uint32)
+                    r0, r1, r2, r3 = tl.philox(seed, c0, c1, c2, none)
+                    for i in range(4):
+                        bits = tl.where(i < 2, tl.where(i == 0, r0, r1), tl.where(i == 2, r2, r3))
+                        key = ordered(weights - _log_exponential(bits, u.dtype), keep)
+                        best, at = best_of(key, column)
+                        better = (place == four * 4 + i) & (best[:, None] > keys)
+                        keys = tl.where(better, best[:, None], keys)
+                        columns = tl.where(better, at[:, None], columns)
+    draw = group * GROUP + place
+    out = (split.to(tl.int64) * n + first_row + row)[:, None] * draws + draw
+    mask = (row < rows_left)[:, None] & (draw < draws)
+    tl.store(key_ptr + out, keys, mask=mask)
+    tl.store(column_ptr + out, columns, mask=mask)
+
+
+def pair_sample(*args: Any) -> torch.Tensor:
+    *problem, draws, seed, weights, p0, p1, _, _ = args
+    if draws < 0:
+        raise ValueError(f"draws must be at least 0; got {draws}")
+    if weights not in ("exponential", "distance"):
+        raise ValueError(f"weights must be exponential or distance; got {weights!r}")
+    tiles = prepared(*problem)
+    if tiles.n == 0 or tiles.m == 0 or draws == 0:
+        return tiles.x.new_full((tiles.n, draws), -1, dtype=torch.int64)
+    dtype = key_dtype(tiles.dtype)
+    splits = splits_within(tiles, tiles.n * draws * (4 + dtype.itemsize))
+    keys = tiles.x.new_empty(splits, tiles.n, draws, dtype=dtype)
+    columns = tiles.x.new_empty(splits, tiles.n, draws, dtype=torch.int32)
+    parameters = tiles.x.new_empty(2, dtype=tiles.dtype)
+    parameters[0], parameters[1] = p0, p1
+    group = max(4, min(_LARGEST_GROUP, triton.next_power_of_2(draws)))
+    with torch.cuda.device_of(tiles.x):
+        draw_kernel[(tiles.row_tiles * splits, triton.cdiv(draws, group))](
+            *tiles.tensors, *tiles.ranges, tiles.bounds, parameters, keys, columns, tiles.n, tiles.m, tiles.row_tiles,
+            tiles.column_tiles, splits, draws, seed, WEIGHTS=weights, GROUP=group, **narrow(tiles),
+        )  # fmt: skip
+    return merged(keys, columns)[1]

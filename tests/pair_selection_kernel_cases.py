@@ -1,0 +1,68 @@
+"""Problems for the tests of the pair kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
+
+SIMILARITIES = ("dot", "euclidean", "squared_euclidean")
+SELECTS = ("positive", "negative", "all")
+
+
+def make(
+    n=12, m=9, d=5, labels="codes", select="negative", similarity="dot", self_pairs=False, ids=False, window=False,
+    whole=False, dtype=torch.float64, classes=3,
+):  # fmt: skip
+    """`whole`: whole numbers, whose similarities are exact and often equal. `self_pairs`: ref is None."""
+
+    def values(rows):
+        return (torch.randint(-2, 3, (rows, d)) if whole else torch.randn(rows, d)).to(dtype)
+
+    def labels_of(rows):
+        if labels == "none":
+            return torch.empty(0, dtype=torch.int32)
+        if labels == "codes":
+            return torch.randint(-1, classes, (rows,), dtype=torch.int32)
+        return torch.randint(0, 2, (rows, 64)).mul(torch.randint(0, 2, (rows, 64))).mul(2 ** torch.arange(64)).sum(1)
+
+    if labels == "none":
+        select = "all"
+    x, label = values(n), labels_of(n)
+    id = torch.arange(-1, n - 1, dtype=torch.int32) if ids else torch.empty(0, dtype=torch.int32)
+    ref, ref_label, ref_id = None, label, id
+    if not self_pairs:
+        ref, ref_label = values(m), labels_of(m)
+        ref_id = torch.randint(-1, max(n, 1), (m,), dtype=torch.int32) if ids else id
+    lower = upper = None
+    if window:
+        center = 0.0 if similarity == "dot" else -(d**0.5) if similarity == "euclidean" else -2.0 * d
+        number = accumulate_dtype(dtype)
+        lower, upper = center - torch.rand(n).to(number) * d, center + torch.rand(n).to(number) * d
+        if whole:
+            lower, upper = lower.round(), upper.round()
+        if n > 1:
+            lower[0], upper[1] = -torch.inf, torch.inf
+    return Problem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity)
+
+
+def to(problem, dtype):
+    """The same problem with numbers of another dtype."""
+    number = accumulate_dtype(dtype)
+    return problem._replace(
+        x=problem.x.to(dtype),
+        ref=None if problem.ref is None else problem.ref.to(dtype),
+        lower=None if problem.lower is None else problem.lower.to(number),
+        upper=None if problem.upper is None else problem.upper.to(number),
+    )
+
+
+def make_edges(problem, most=6, whole=False):
+    """Ragged rising edges: (edges, offsets)."""
+    number = accumulate_dtype(problem.x.dtype)
+    counts = torch.randint(0, most + 1, (len(problem.x),))
+    center = 0.0 if problem.similarity == "dot" else -3.0
+    rows = [(center + 3 * torch.randn(int(count))).to(number).sort().values for count in counts]
+    edges = torch.cat([*rows, torch.empty(0, dtype=number)])
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    return edges.round() if whole else edges, offsets

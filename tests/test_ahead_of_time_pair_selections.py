@@ -1,0 +1,114 @@
+"""Every production configuration of the Triton kernels that return pairs compiles for its targets without spilling."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import aot
+import pytest
+import torch
+from test_ahead_of_time import SHARED, TYPES, Recorder
+
+from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
+TILE = (256, 512)
+MODULES = ("triton_kernels", "triton_top_k", "triton_lists", "triton_samples", "triton_bins", "triton_values")
+PRODUCTS = ("list", "key", "pair", "draw", "bin", "weight")  # kernels with a tile of similarities
+
+
+def launches(monkeypatch, target, dtype, n=65536, m=65536, d=512, k=10, draws=4, select="negative", similarity="dot",
+             bits=False, window=True, own=False, only=("top_k", "long", "list", "sample", "bins", "values"),
+):  # fmt: skip
+    """The kernels that the launchers of `only` would run. The tensors have no memory: nothing is computed."""
+    import hyperkernels.pair_mining.triton_selections as family
+
+    def new(*shape, dtype=accumulate_dtype(dtype)):
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    noted = []
+    with monkeypatch.context() as patch:
+        for name in MODULES:
+            module = importlib.import_module(f"hyperkernels.pair_mining.{name}")
+            for kernel in [v for v in vars(module) if v.endswith("_kernel")]:
+                patch.setattr(module, kernel, Recorder(getattr(module, kernel), noted))
+        kernels = importlib.import_module("hyperkernels.pair_mining.triton_kernels")
+        patch.setattr(kernels, "architecture", lambda: "gfx" if target.startswith("gfx") else target)
+        m = n if own else m
+        label, id = torch.int64 if bits else torch.int32, torch.int32
+        problem = Problem(
+            new(n, d, dtype=dtype), None if own else new(m, d, dtype=dtype), new(n, dtype=label), new(m, dtype=label),
+            new(n, dtype=id), new(m, dtype=id), *([new(n), new(n)] if window else [None, None]), select, similarity,
+        )  # fmt: skip
+        offsets = new(n + 1, dtype=torch.int64)
+        if "top_k" in only:
+            family.pair_top_k(*problem, k, *TILE)
+        if "long" in only:
+            family.pair_top_k(*problem, 100, *TILE)
+        if "list" in only:
+            family.pair_count(*problem, *TILE)
+            family.pair_list(*problem, offsets, 1000, *TILE)
+        if "sample" in only:
+            weights = "distance" if similarity == "euclidean" else "exponential"
+            family.pair_sample(*problem, draws, 2**40, weights, 1.0, 0.5, *TILE)
+        if "bins" in only:
+            edges = new(10 * n)
+            family.pair_bins(*problem, edges, offsets, *TILE)
+            family.pair_bins_backward(*problem, edges, offsets, new(11 * n), *TILE, True, True)
+        if "values" in only:
+            pairs = [new(1000, dtype=torch.int64) for _ in range(2)]
+            family.pair_values(*problem[:2], *pairs, similarity)
+            family.pair_values_backward(new(1000), *problem[:2], *pairs, similarity, True, True)
+    return noted
+
+
+def check(monkeypatch, target, dtype, **problem):
+    seen = set()
+    for kernel, signature, constants, options in launches(monkeypatch, target, dtype, **problem):
+        name = kernel.__name__.removesuffix("_kernel")
+        seen.add(name)
+        found = aot.compile_triton(kernel, target, signature, constants, **options)
+        warps = options["num_warps"]
+        blocks = min(65536 // (32 * warps * max(found.registers, 1)), 2**18 // (found.shared + 1024))
+        tile = " ".join(f"{key[6:].lower()} {value}" for key, value in constants.items() if key.startswith("BLOCK"))
+        report = aot.table(
+            [found._replace(kernel=f"{blocks} blocks  {name} {TYPES[dtype]} {problem} {tile} {options}")]
+        )
+        print(report)
+        assert found.stack == 0, report
+        assert found.shared <= SHARED.get(target, aot.SHARED_LIMIT), report
+        if target == "sm_90" and dtype.itemsize == 2 and name in PRODUCTS:
+            assert "wgmma.mma_async" in found.text, report
+            assert "cp.async" in found.text, report
+    return seen
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel(target, monkeypatch):
+    seen = check(monkeypatch, target, torch.bfloat16)
+    assert seen >= {*PRODUCTS, "values", "gather"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=TYPES.get)
+def test_every_dtype(target, dtype, monkeypatch):
+    check(monkeypatch, target, dtype, similarity="euclidean")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_largest_lists(target, monkeypatch):
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        check(monkeypatch, target, dtype, k=64 if dtype.itemsize == 2 else 32, draws=32, only=("top_k", "sample"))
+
+
+def test_other_problems(monkeypatch):
+    """On sm_90: sets of labels, no bounds, ref as x itself, few rows, other widths, more than 2^31 elements."""
+    for problem in (
+        {"bits": True},
+        {"select": "all", "window": False},
+        {"own": True, "similarity": "squared_euclidean"},
+    ):
+        check(monkeypatch, "sm_90", torch.bfloat16, **problem)
+    for problem in ({"d": 100}, {"d": 2048}, {"m": 2**24}):
+        check(monkeypatch, "sm_90", torch.bfloat16, only=("top_k", "list"), **problem)
