@@ -51,14 +51,14 @@ Terms<A> terms(const Numbers& numbers, const Coefficients& coefficients, int64_t
 
 template <class A>
 using Weigh = void (*)(const Problem*, const Terms<A>*, const Terms<A>*, A, A, A*, int64_t, int64_t, int64_t, int64_t,
-                       int64_t, Mask<A>*, A*, A*, A*);
+                       int64_t, Mask<A>*, A*, double*, double*);
 
 template <Kind kKind, class A>
 Weigh<A> weigher(bool columns) {
   return columns ? simd::run<WeighRows<kKind, true>, const Problem*, const Terms<A>*, const Terms<A>*, A, A, A*,
-                             int64_t, int64_t, int64_t, int64_t, int64_t, Mask<A>*, A*, A*, A*>
+                             int64_t, int64_t, int64_t, int64_t, int64_t, Mask<A>*, A*, double*, double*>
                  : simd::run<WeighRows<kKind, false>, const Problem*, const Terms<A>*, const Terms<A>*, A, A, A*,
-                             int64_t, int64_t, int64_t, int64_t, int64_t, Mask<A>*, A*, A*, A*>;
+                             int64_t, int64_t, int64_t, int64_t, int64_t, Mask<A>*, A*, double*, double*>;
 }
 
 template <class A>
@@ -101,11 +101,11 @@ class Gradient {
   }
 
   // The rows first .. first + h.size(0) of a plane get h operand, less themselves by h_sums.
-  void add(int64_t plane, int64_t first, const at::Tensor& h, const A* h_sums, const at::Tensor& operand,
+  void add(int64_t plane, int64_t first, const at::Tensor& h, const double* h_sums, const at::Tensor& operand,
            const uint8_t* finite) {
     add_product(sums_.select(0, plane).narrow(0, first, h.size(0)), h, operand, finite);
     for (int64_t i = 0; i < h.size(0) && !weights_.empty(); ++i) {
-      weights_[plane * side_.n + first + i] += double(h_sums[i]);
+      weights_[plane * side_.n + first + i] += h_sums[i];
     }
   }
 
@@ -178,7 +178,8 @@ std::tuple<at::Tensor, at::Tensor> backward(const Problem& p, const Given& given
   schedule.run([&](const Item& item) {
     Tiles<T> tiles(p, row_squares, column_squares);
     const at::Tensor tile = at::empty({most_rows, ld}, p.accumulate());
-    std::vector<A> gradients(ld), row_sums(most_rows), column_sums(ld);
+    std::vector<A> gradients(ld);
+    std::vector<double> row_sums(most_rows), column_sums(ld);
     std::vector<Mask<A>> mask(2 * ld);
     over_tiles(p, item, [&](const TilePlace& at) {
       const at::Tensor& y = tiles.take_columns(at.column, at.columns);

@@ -39,7 +39,7 @@ struct WeighRows {
   template <class A>
   static HK_INLINE void run(const Problem* problem, const Terms<A>* of_rows, const Terms<A>* of_columns, A p0, A p1,
                             A* u, int64_t ld, int64_t row, int64_t rows, int64_t column, int64_t columns, Mask<A>* mask,
-                            A* h, A* row_sums, A* column_sums) {
+                            A* h, double* row_sums, double* column_sums) {
     const Terms<A>& r = *of_rows;
     const Similarity similarity = problem->similarity;
     Mask<A>* other = mask + columns;
@@ -67,14 +67,14 @@ struct WeighRows {
         continue;
       }
       const bool squared = similarity == Similarity::kSquaredEuclidean;
-      A sum = 0;
+      double sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t j = 0; j < columns; ++j) {
         const A slope = squared ? A(2) : -1 / u[j];
         const A by = mask[j] != 0 && u[j] != 0 ? h[j] * slope : A(0);
         u[j] = by;
-        sum += by;
-        column_sums[j] += by;
+        sum += double(by);
+        column_sums[j] += double(by);
       }
       row_sums[i - row] = sum;
     }
@@ -140,9 +140,8 @@ struct FinishGradient {
       }
       // A row without pairs may hold anything.
       if (weight != 0) {
-        const A by = A(weight);
 #pragma omp simd
-        for (int64_t k = 0; k < dim; ++k) sums[k] -= by * A(simd::load(x + k));
+        for (int64_t k = 0; k < dim; ++k) sums[k] = A(double(sums[k]) - weight * double(simd::load(x + k)));
       }
 #pragma omp simd
       for (int64_t k = 0; k < dim; ++k) simd::store(out + k, sums[k]);
