@@ -15,6 +15,7 @@ from .reference import Problem, Statistics, Transform, accumulate_dtype
 SIMILARITIES = ("cosine", "dot", "euclidean", "squared_euclidean")
 SELECT = ("positive", "negative", "all")
 LINEAR, SOFTPLUS = Transform("linear"), Transform("softplus")
+SORTED_TILE = op.Tile(64, 64)  # small, so that few pairs beside the positives are looked at
 Bound = torch.Tensor | float | None
 
 
@@ -200,7 +201,6 @@ class Pairs:
         offset: Bound = None,
         lower: Bound = None,
         upper: Bound = None,
-        tile: op.Tile = op.Tile(),
     ) -> Statistics:
         """Of the pairs of that selection with lower < similarity < upper, by rows; `reference.Statistics` says what.
 
@@ -210,10 +210,10 @@ class Pairs:
         given = (self.row_numbers(name, v) for name, v in (("scale", scale), ("offset", offset)))
         a, b = (v if v is None else v.contiguous() for v in given)
         if select != "positive" or self.multi_hot:
-            return op.pair_statistics(problem, a, b, moments, extremes, transform, tile=tile)[0]
+            return op.pair_statistics(problem, a, b, moments, extremes, transform)[0]
         order, ref_order, place = self._by_label()
         a, b = (v if v is None else v[order] for v in (a, b))
-        rows, _ = op.pair_statistics(self._sorted(problem), a, b, moments, extremes, transform, tile=tile)
+        rows, _ = op.pair_statistics(self._sorted(problem), a, b, moments, extremes, transform, tile=SORTED_TILE)
         rows = Statistics(*(v[place] if v.numel() else v for v in rows))
         if not extremes or not self.m:
             return rows
@@ -271,7 +271,8 @@ class Pairs:
         """All pairs that count."""
         problem = self.problem(select, lower, upper)
         ordered = select == "positive" and not self.multi_hot
-        offsets, columns, similarities = selections.listed(self._sorted(problem) if ordered else problem)
+        found = selections.listed(self._sorted(problem), SORTED_TILE) if ordered else selections.listed(problem)
+        offsets, columns, similarities = found
         rows = torch.repeat_interleave(offsets.diff(), output_size=len(columns))
         if not ordered:
             return Listed(rows, columns, similarities, offsets)
