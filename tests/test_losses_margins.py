@@ -10,7 +10,7 @@ from pair_loss_cases import PROBLEMS, agree, by_formula, problem, reads_nothing,
 
 from hyperkernels import _backend
 from hyperkernels.pair_mining import losses
-from hyperkernels.pair_mining.losses.common import take
+from hyperkernels.pair_mining.ordered import take
 
 BETA = torch.tensor(1.1, dtype=torch.float64)
 

@@ -105,6 +105,7 @@ Problem make_problem(const at::Tensor& x, const std::optional<at::Tensor>& ref, 
   const at::Tensor& other = p.self ? x : *ref;
   TORCH_CHECK_TYPE(other.scalar_type() == dtype, "ref must have the dtype of x (", dtype, "); got ",
                    other.scalar_type());
+  TORCH_CHECK_VALUE(other.device().is_cpu(), "ref must be on the cpu; got ", other.device());
   TORCH_CHECK_VALUE(other.dim() == 2 && other.size(1) == x.size(1), "ref must be [M, ", x.size(1), "]; got ",
                     other.sizes());
   p.select = parse_select(select);

@@ -101,7 +101,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 def _coefficients(
     gradients: Statistics, like: torch.Tensor, n: int, scale: torch.Tensor | None, d_scale: torch.Tensor, transform: str
 ) -> torch.Tensor:
-    """[4, N] from the gradients of the statistics, None where there is none."""
+    """[4, N] from the gradients of the statistics, None (or empty, of one not asked for) where there is none."""
+    gradients = Statistics(*(None if g is None or not g.numel() else g for g in gradients))  # type: ignore[arg-type]
     zero = like.new_zeros(n, dtype=accumulate_dtype(like.dtype))
     c0 = c1 = zero
     if transform != "none":

@@ -194,9 +194,11 @@ def top_k(problem: Problem, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest similarities of each row in falling order, [N, k], and their indices, the lowest first on ties;
     -inf and -1 where fewer pairs count."""
     u, keep = of_problem(problem)
-    masked = torch.where(keep, u, -torch.inf)
-    order = torch.sort(masked, dim=1, descending=True, stable=True)
-    indices = torch.where(keep.gather(1, order.indices), order.indices, -1)[:, :k]
+    # Pairs that count go before those that do not: their similarity may be -inf.
+    front = torch.sort((~keep).to(torch.uint8), dim=1, stable=True).indices
+    order = torch.sort(torch.where(keep, u, -torch.inf).gather(1, front), dim=1, descending=True, stable=True)
+    found = front.gather(1, order.indices)
+    indices = torch.where(keep.gather(1, found), found, -1)[:, :k]
     values = torch.where(indices >= 0, order.values[:, :k], -torch.inf)
     pad = k - indices.shape[1]
     if pad > 0:

@@ -10,8 +10,9 @@ import math
 import torch
 
 from ... import _check
+from ..ordered import row_sums, take
 from ..pairs import LINEAR, SOFTPLUS, Pairs
-from .common import DISTANCES, MEANS, REDUCTIONS, ascending, in_similarity, pairs_of, reduce, row_sums, softplus, take
+from .common import DISTANCES, MEANS, REDUCTIONS, ascending, in_similarity, pairs_of, reduce, softplus
 
 MINING = ("all", "batch_hard", "semi_hard")
 

@@ -10,9 +10,10 @@ import math
 import torch
 
 from ... import _check
+from ..ordered import row_sums, take
 from ..pairs import LINEAR, Pairs
 from ..reference import Statistics, Transform
-from .common import DISTANCES, MEANS, REDUCTIONS, in_similarity, pairs_of, reduce, row_sums, softplus, take
+from .common import DISTANCES, MEANS, REDUCTIONS, in_similarity, pairs_of, reduce, softplus
 
 SCOPES = ("anchor", "batch")
 

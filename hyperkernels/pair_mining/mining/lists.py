@@ -11,7 +11,7 @@ from ..pairs import Pairs
 from .common import PairLists, above, below, is_distance, labelled_pairs
 
 STRATEGIES = ("easy", "hard", "semihard", "all")
-_SEMI_HARD = (("semihard", "easy"), ("semihard", "hard"), ("easy", "semihard"), ("hard", "semihard"))
+SEMI_HARD = (("semihard", "easy"), ("semihard", "hard"), ("easy", "semihard"), ("hard", "semihard"))
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def batch_easy_hard(
     _check.choice("pos_strategy", pos_strategy, STRATEGIES)
     _check.choice("neg_strategy", neg_strategy, STRATEGIES)
     strategies = (pos_strategy, neg_strategy)
-    if "semihard" in strategies and strategies not in _SEMI_HARD:
+    if "semihard" in strategies and strategies not in SEMI_HARD:
         raise ValueError(
             "pos_strategy and neg_strategy: 'semihard' goes with 'easy' or 'hard' on the other side; got "
             f"pos_strategy={pos_strategy!r}, neg_strategy={neg_strategy!r}"

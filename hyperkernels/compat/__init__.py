@@ -1,0 +1,1 @@
+"""The classes of other libraries, on the kernels of this one."""
