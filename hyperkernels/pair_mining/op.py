@@ -53,6 +53,12 @@ class Tile(NamedTuple):
     columns: int = 512
 
 
+def plan(problem: Problem) -> Tile:
+    """The tile of the C++ kernels, by the sizes alone: a small problem needs small ones, or threads have too few."""
+    n, m = problem.x.shape[0], (problem.x if problem.ref is None else problem.ref).shape[0]
+    return Tile(128, 128) if n * m < 2**21 else Tile()
+
+
 def _side(like: torch.Tensor, n: Any, asked: bool, moments: bool, extremes: bool, transform: str) -> list[torch.Tensor]:
     numbers = {
         "sum": moments, "sum_squares": moments, "low": extremes, "high": extremes,
@@ -228,7 +234,7 @@ def pair_statistics(
     extremes: bool,
     transform: Transform,
     columns: Columns | None = None,
-    tile: Tile = Tile(),
+    tile: Tile | None = None,
 ) -> tuple[Statistics, Statistics | None]:
     """Of the rows, and where `columns` is given of the columns too (ref must be given then)."""
     run = kernel("pair_statistics", problem)
@@ -239,6 +245,7 @@ def pair_statistics(
         other = transposed(problem, columns.lower, columns.upper)
         return rows, reference.statistics(other, columns.scale, columns.offset, moments, extremes, transform)
     given = columns or Columns()
+    tile = plan(problem) if tile is None else tile
     out = run(
         *problem, scale, offset, columns is not None, *given, moments, extremes, *transform, tile.rows, tile.columns
     )
