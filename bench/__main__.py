@@ -40,6 +40,8 @@ def main() -> None:
         for rows in module.rows(arguments.device, arguments.quick):
             print(table(rows, module.OURS), end="\n\n", flush=True)
             collected += rows
+            if arguments.json:  # every time: an interrupted run keeps what it measured
+                write_json(arguments.json, collected, arguments.device, "python -m bench " + " ".join(sys.argv[1:]))
         if hasattr(module, "summary"):
             print(module.summary(collected), end="\n\n", flush=True)
         if arguments.plots and family in PLOTS:
@@ -51,8 +53,6 @@ def main() -> None:
             machine = facts.get("gpu") or f"{facts['threads']} threads of {facts['processor']}"
             caption = f"{op}, {mine[0].dtype}, {machine}"
             against_size(mine, size, label, arguments.plots / f"{family}_{arguments.device}.png", caption)
-    if arguments.json:
-        write_json(arguments.json, collected, arguments.device, "python -m bench " + " ".join(sys.argv[1:]))
 
 
 if __name__ == "__main__":

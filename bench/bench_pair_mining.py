@@ -32,7 +32,7 @@ def rows(device: str = "cpu", quick: bool = False) -> Iterator[list[Row]]:
             sizes, sweep = dict.fromkeys(sizes, 2048), ()
 
     def samples(n: int) -> int:
-        return 11 if device == "cuda" else 5 if n <= 4_096 else 3
+        return 11 if device == "cuda" else 5 if n < 4_096 else 3
 
     for dtype in dtypes:
         yield batch_hard(sizes["hard"], dtype, device, samples(sizes["hard"]))

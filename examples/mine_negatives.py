@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--characters", type=int, default=3000, help="characters to render, a class each")
-    p.add_argument("--steps", type=int, default=500, help="training steps of each embedder")
+    p.add_argument("--characters", type=int, default=2000, help="characters to render, a class each")
+    p.add_argument("--steps", type=int, default=300, help="training steps of each embedder")
     p.add_argument("--classes", type=int, default=64, help="classes of a batch")
     p.add_argument("--images", type=int, default=4, help="images of a class in a batch")
     p.add_argument("--embedding", type=int, default=128, help="size of the embedding")
