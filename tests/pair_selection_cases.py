@@ -117,9 +117,9 @@ def check_lists(problem, exact):
     same(values, right_values, exact, problem.x.dtype, "similarities")
 
 
-def check_sample(problem, draws, seed, weights, p0, p1):
+def check_sample(problem, draws, seed, weights, p0, p1, temperature=1.0):
     """The drawn pair has the best key, but for rounding; -1 just where no pair counts."""
-    drawn = op("pair_sample")(*problem, draws, seed, weights, p0, p1, *TILE)
+    drawn = op("pair_sample")(*problem, draws, seed, weights, p0, p1, temperature, *TILE)
     u, keep = reference.of_problem(problem)
     n, m = u.shape
     assert drawn.shape == (n, draws) and drawn.dtype == torch.int64
@@ -128,7 +128,7 @@ def check_sample(problem, draws, seed, weights, p0, p1):
     if not some.any() or draws == 0:
         return
     assert keep.gather(1, drawn.clamp_min(0))[some].all()
-    log_weight = reference.log_weights(u.double(), weights, p0, p1)
+    log_weight = reference.log_weights(u.double(), weights, p0, p1, temperature)
     i, j = (v.to(u.device).expand(n, m) for v in (torch.arange(n)[:, None], torch.arange(m)))
     tolerance = 1e-9 if u.dtype == torch.float64 else 2e-5
     for draw in range(draws):
@@ -137,7 +137,7 @@ def check_sample(problem, draws, seed, weights, p0, p1):
         best = torch.where(keep, key, -torch.inf).amax(1)[some]
         mine = key.gather(1, drawn[:, draw, None].clamp_min(0))[some, 0]
         assert (mine >= best - tolerance * (1 + best.abs())).all(), (draw, mine - best)
-    same_as_reference = drawn == reference.sample(problem, draws, seed, weights, p0, p1)
+    same_as_reference = drawn == reference.sample(problem, draws, seed, weights, p0, p1, temperature)
     assert same_as_reference.double().mean() > 0.98
 
 

@@ -51,7 +51,7 @@ def launches(monkeypatch, target, dtype, n=65536, m=65536, d=512, k=10, draws=4,
             family.pair_list(*problem, offsets, 1000, *TILE)
         if "sample" in only:
             weights = "distance" if similarity == "euclidean" else "exponential"
-            family.pair_sample(*problem, draws, 2**40, weights, 1.0, 0.5, *TILE)
+            family.pair_sample(*problem, draws, 2**40, weights, 1.0, 0.5, 2.0, *TILE)
         if "bins" in only:
             edges = new(10 * n)
             family.pair_bins(*problem, edges, offsets, *TILE)

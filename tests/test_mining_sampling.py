@@ -8,10 +8,9 @@ from mining_cases import LABELS, SHAPES, Brute, listed, problem
 from support import report
 
 import hyperkernels as hk
-from hyperkernels.pair_mining.mining.sampling import _tempered
-from hyperkernels.pair_mining.pairs import Pairs
 
 distance_weighted = hk.mining.distance_weighted
+OPTIONS = ({}, *({"temperature": t} for t in (0.5, 2.0, 8.0)), {"dim": 8.0}, {"cutoff": 0.9})
 
 
 def probabilities(d, dim, cutoff=0.5, nonzero_loss_cutoff=1.4, temperature=1.0):
@@ -44,7 +43,7 @@ def near_sphere(n, d):
     return torch.nn.functional.normalize(centre + spread * torch.randn(n, d, dtype=torch.float64) / d**0.5)
 
 
-@pytest.mark.parametrize("options", ({}, {"temperature": 8.0}, {"dim": 8.0}, {"cutoff": 0.9}), ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("dim", (64, 512))
 @pytest.mark.parametrize("seed", (1, 2))
 def test_negatives_follow_the_distribution(seed, dim, options):
@@ -65,7 +64,7 @@ def test_negatives_follow_the_distribution(seed, dim, options):
         assert chi_square(counts, expected) > 1e-4
 
 
-@pytest.mark.parametrize("temperature", (1.0, 2.5))
+@pytest.mark.parametrize("temperature", (0.5, 1.0, 2.0))
 @pytest.mark.parametrize("dim", (2, 4, 9, 64, 512))
 def test_graded_distances(dim, temperature):
     """Negatives at distances whose weights all count, as in many dimensions only nearly equal ones do."""
@@ -124,21 +123,14 @@ def test_cutoffs():
     assert chi_square(n.bincount(minlength=6).double(), even) > 1e-4
 
 
-def test_tempered_draws_are_those_of_the_engine():
-    """At a temperature of one both ways of drawing give the same columns."""
-    given = problem((20, 30))
-    x, ref = (torch.nn.functional.normalize(v) for v in (given.x, given.ref))
-    pairs = Pairs(x, given.labels, ref, given.ref_labels, similarity="euclidean")
-    engine = pairs.sample("negative", 9, 5, weights="distance", p0=5.0, p1=0.5, lower=-1.4)
-    assert torch.equal(_tempered(pairs, 9, 5, 1.0, 5.0, 0.5, -1.4), engine)
-
-
-def test_tempered_draws_in_parts(monkeypatch):
-    given = problem((25, 30))
-    whole = distance_weighted(*given, temperature=2.0, draws=6, seed=1)
-    monkeypatch.setattr("hyperkernels.pair_mining.mining.common._SMALLEST_PART", 7)
-    monkeypatch.setattr("hyperkernels.pair_mining.mining.common._PART", 1)
-    assert all(map(torch.equal, distance_weighted(*given, temperature=2.0, draws=6, seed=1), whole))
+@pytest.mark.parametrize("temperature", (0.5, 1.0, 2.0))
+def test_draws_are_those_of_the_reference(temperature):
+    for shape in SHAPES:
+        given = problem(shape)
+        found = distance_weighted(*given, temperature=temperature, draws=9, seed=5)
+        with hk.backend("reference"):
+            wanted = distance_weighted(*given, temperature=temperature, draws=9, seed=5)
+        assert all(map(torch.equal, found, wanted))
 
 
 def test_draws():

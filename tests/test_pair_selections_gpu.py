@@ -85,7 +85,7 @@ def test_draws_follow_the_weights():
     ref = torch.linspace(-0.7, 0.7, 8, device="cuda")[:, None].expand(8, 16).contiguous()
     none = torch.empty(0, dtype=torch.int32, device="cuda")
     problem = reference.Problem(x, ref, none, none, none, none, None, None, "all", "dot")
-    drawn = cases.op("pair_sample")(*problem, 64, 2024, "exponential", 1.5, 0.0, *cases.TILE)
+    drawn = cases.op("pair_sample")(*problem, 64, 2024, "exponential", 3.0, 0.0, 2.0, *cases.TILE)
     expected = (1.5 * ref[:, 0]).softmax(0) * drawn.numel()
     observed = drawn.flatten().bincount(minlength=8)
     assert ((observed - expected) ** 2 / expected).sum() < 29.9
@@ -100,7 +100,7 @@ def test_determinism():
 
     def all_of_it():
         yield from cases.op("pair_top_k")(*problem, 10, *cases.TILE)
-        yield cases.op("pair_sample")(*problem, 3, 5, "exponential", 1.0, 0.0, *cases.TILE)
+        yield cases.op("pair_sample")(*problem, 3, 5, "exponential", 1.0, 0.0, 1.0, *cases.TILE)
         yield from cases.op("pair_bins")(*problem, edges, offsets, *cases.TILE)
         yield from cases.op("pair_bins_backward")(*problem, edges, offsets, d_sum, *cases.TILE, True, True)
         d = torch.linspace(0, 1, 20000, device="cuda")
@@ -123,7 +123,7 @@ def test_nothing_waits_for_the_device():
         cases.op("pair_top_k")(*problem, 100, *cases.TILE)
         cases.op("pair_count")(*problem, *cases.TILE)
         cases.op("pair_list")(*problem, offsets, 1500, *cases.TILE)
-        cases.op("pair_sample")(*problem, 3, 5, "exponential", 1.0, 0.0, *cases.TILE)
+        cases.op("pair_sample")(*problem, 3, 5, "exponential", 1.0, 0.0, 1.0, *cases.TILE)
         cases.op("pair_bins")(*problem, edges, offsets, *cases.TILE)
         cases.op("pair_bins_backward")(*problem, edges, offsets, d_sum, *cases.TILE, True, True)
         values = cases.op("pair_values")(*problem[:2], rows, rows, "euclidean")
@@ -148,7 +148,7 @@ def test_memory_stays_bounded():
     for call in (
         lambda: cases.op("pair_top_k")(*problem, 10, *cases.TILE),
         lambda: cases.op("pair_top_k")(*problem, 100, *cases.TILE),
-        lambda: cases.op("pair_sample")(*problem, 2, 5, "exponential", 1.0, 0.0, *cases.TILE),
+        lambda: cases.op("pair_sample")(*problem, 2, 5, "exponential", 1.0, 0.0, 1.0, *cases.TILE),
         lambda: cases.op("pair_bins")(*problem, edges, offsets, *cases.TILE),
         lambda: cases.op("pair_bins_backward")(*problem, edges, offsets, d_sum, *cases.TILE, True, True),
     ):

@@ -62,7 +62,7 @@ def everything(problem, tile, k=3):
     return [
         *selections.top_k(problem, k, tile),
         *selections.listed(problem, tile),
-        selections.sample(problem, 5, 7, weights, 3.0, 0.5, tile),
+        selections.sample(problem, 5, 7, weights, 3.0, 0.5, 2.0, tile),
         *selections.binned(problem, *edges, tile),
     ]
 
@@ -88,11 +88,15 @@ def test_count_and_list(options, seed, tile):
 
 
 @settings(max_examples=100, deadline=None)
-@given(options=CASES, seed=SEEDS, tile=TILES, draws=st.sampled_from([0, 1, 4, 9]), weigh=st.booleans())
-def test_sample(options, seed, tile, draws, weigh):
+@given(
+    options=CASES, seed=SEEDS, tile=TILES, draws=st.sampled_from([0, 1, 4, 9]), weigh=st.booleans(),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+)  # fmt: skip
+def test_sample(options, seed, tile, draws, weigh, temperature):
     torch.manual_seed(seed)
     problem = make(**options)
     weights = ("distance", float(options["d"]), 0.5) if weigh else ("exponential", 2.0 * (seed % 3), 0.0)
+    weights += (temperature,)
     key = (seed - 2**30) * 2**32 + 5
     found = selections.sample(problem, draws, key, *weights, tile)
     assert torch.equal(found, reference.sample(problem, draws, key, *weights))
@@ -235,7 +239,7 @@ def test_nan_is_the_largest_and_not_dropped(dtype, similarity):
         assert_equal(selections.top_k(problem, k, tile), reference.top_k(problem, k))
         offsets, *pairs = selections.listed(problem, tile)
         assert_equal(pairs, reference.listed(problem, offsets))
-        weights = ("exponential", 1.0, 0.0)
+        weights = ("exponential", 1.0, 0.0, 1.0)
         assert torch.equal(selections.sample(problem, 6, 3, *weights, tile), reference.sample(problem, 6, 3, *weights))
         ours, truth = selections.binned(problem, *edges, tile), reference.binned(problem, *edges)
         for mine, right in zip(ours, truth, strict=True):
@@ -265,7 +269,7 @@ def test_many_ties_and_infinite_similarities():
         values, indices = selections.top_k(problem, 40, Tile(2, 33))
         assert torch.equal(indices, torch.arange(40).expand(3, 40))
         torch.testing.assert_close(values, torch.full((3, 40), infinite), equal_nan=True)
-        weights = ("exponential", 1.0, 0.0)
+        weights = ("exponential", 1.0, 0.0, 1.0)
         assert torch.equal(selections.sample(problem, 3, 0, *weights), reference.sample(problem, 3, 0, *weights))
 
 
@@ -278,7 +282,9 @@ def test_large_k_of_many_columns():
     torch.testing.assert_close(u.gather(1, indices), values)
 
 
-@pytest.mark.parametrize("weights", [("exponential", 3.0, 0.0), ("distance", 64.0, 0.5), ("distance", 64.0, 0.0)])
+@pytest.mark.parametrize(
+    "weights", [("exponential", 3.0, 0.0, 1.0), ("distance", 64.0, 0.5, 1.0), ("distance", 64.0, 0.0, 2.0)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_samples_in_lower_precision_differ_by_rounding_only(dtype, weights):
     similarity = "dot" if weights[0] == "exponential" else "euclidean"
@@ -306,9 +312,9 @@ def test_samples_have_the_exact_distribution(d, dtype):
     problem = make(3, 50, d, labels="none", similarity="euclidean", dtype=dtype)
     for side in problem[:2]:
         side /= side.norm(dim=1, keepdim=True)
-    found = selections.sample(problem, draws, 5, "distance", float(d), 0.5)
+    found = selections.sample(problem, draws, 5, "distance", float(d), 0.5, 1.0)
     exact = to(problem, torch.float64)
-    share = reference.log_weights(reference.of_problem(exact)[0], "distance", float(d), 0.5).softmax(1)
+    share = reference.log_weights(reference.of_problem(exact)[0], "distance", float(d), 0.5, 1.0).softmax(1)
     for row in range(3):
         seen, expected = found[row].bincount(minlength=50).double(), draws * share[row]
         common = expected >= 5
@@ -321,8 +327,8 @@ def test_samples_have_the_exact_distribution(d, dtype):
 def test_draws_of_small_exponentials_are_fine_grained():
     """All pairs alike in a long row: the smallest of many exponentials must not be cut off at the spacing of floats."""
     problem = make(2, 200_000, 0, labels="none", dtype=torch.float32)
-    found = selections.sample(problem, 64, 3, "exponential", 0.0, 0.0)
-    assert torch.equal(found, selections.sample(to(problem, torch.float64), 64, 3, "exponential", 0.0, 0.0))
+    found = selections.sample(problem, 64, 3, "exponential", 0.0, 0.0, 1.0)
+    assert torch.equal(found, selections.sample(to(problem, torch.float64), 64, 3, "exponential", 0.0, 0.0, 1.0))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -386,8 +392,9 @@ def test_errors():
         (ValueError, "rise", lambda: OPS.pair_list(*problem, counted.flip(0), total, 4, 4)),
         (ValueError, "offsets", lambda: OPS.pair_list(*problem, counted[1:], total, 4, 4)),
         (TypeError, "offsets", lambda: OPS.pair_list(*problem, counted.int(), total, 4, 4)),
-        (ValueError, "draws", lambda: OPS.pair_sample(*problem, -1, 0, "distance", 3.0, 0.5, 4, 4)),
-        (ValueError, "weights", lambda: OPS.pair_sample(*problem, 1, 0, "other", 3.0, 0.5, 4, 4)),
+        (ValueError, "draws", lambda: OPS.pair_sample(*problem, -1, 0, "distance", 3.0, 0.5, 1.0, 4, 4)),
+        (ValueError, "weights", lambda: OPS.pair_sample(*problem, 1, 0, "other", 3.0, 0.5, 1.0, 4, 4)),
+        (ValueError, "temperature", lambda: OPS.pair_sample(*problem, 1, 0, "distance", 3.0, 0.5, 0.0, 4, 4)),
         (TypeError, "edges", lambda: OPS.pair_bins(*problem, edges.float(), offsets, 4, 4)),
         (ValueError, "rise", lambda: OPS.pair_bins(*problem, edges, offsets + 1, 4, 4)),
         (
@@ -420,7 +427,7 @@ def test_opcheck(self_pairs):
         "pair_top_k": (*constant, 2, 4, 4),
         "pair_count": (*constant, 4, 4),
         "pair_list": (*constant, listed_at, int(listed_at[-1]), 256, 512),
-        "pair_sample": (*constant, 3, 1, "exponential", 1.0, 0.0, 4, 4),
+        "pair_sample": (*constant, 3, 1, "exponential", 1.0, 0.0, 1.0, 4, 4),
         "pair_bins": (*problem, edges, offsets, 4, 4),
         "pair_bins_backward": (*constant, edges, offsets, torch.ones(len(edges) + 5).double(), 4, 4, True, True),
         "pair_values": (*leaves, index, index, "euclidean"),
@@ -441,7 +448,7 @@ def test_compiles():
     def function(x, ref):
         changed = problem._replace(x=x, ref=ref)
         values, indices = selections.top_k(changed, 3)
-        drawn = selections.sample(changed, 2, 5, "exponential", 1.0, 0.0)
+        drawn = selections.sample(changed, 2, 5, "exponential", 1.0, 0.0, 1.0)
         total = selections.binned(changed, edges, offsets)[1]
         return (
             total.square().sum() + selections.values(x, ref, rows, columns, "euclidean").sum(),

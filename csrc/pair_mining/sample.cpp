@@ -14,7 +14,7 @@ constexpr int64_t kAtOnce = 4;  // draws that one Philox call serves
 
 struct Weights {
   bool distance;  // else exponential
-  double p0, p1;
+  double p0, p1, temperature;
 };
 
 // Philox 4x32 with ten rounds: the counter is (column, row, quad, 0).
@@ -60,10 +60,11 @@ HK_INLINE A log_exponential(uint32_t number) {
 
 template <class A>
 HK_INLINE void log_weights(const Weights& weights, const A* u, int64_t count, A* out) {
+  const A temperature = A(weights.temperature);
   if (!weights.distance) {
     const A p0 = A(weights.p0);
 #pragma omp simd
-    for (int64_t j = 0; j < count; ++j) out[j] = p0 * u[j];
+    for (int64_t j = 0; j < count; ++j) out[j] = p0 * u[j] / temperature;
     return;
   }
   const A far = A(2 - weights.p0), near = A((weights.p0 - 3) / 2), least = A(weights.p1);
@@ -72,7 +73,7 @@ HK_INLINE void log_weights(const Weights& weights, const A* u, int64_t count, A*
     const A d = -u[j] < least ? least : -u[j];  // NaN stays
     const A rest = 1 - d * d / 4;
     const A positive = rest < std::numeric_limits<A>::min() ? std::numeric_limits<A>::min() : rest;
-    out[j] = far * simd::log(d) - near * simd::log(positive);
+    out[j] = (far * simd::log(d) - near * simd::log(positive)) / temperature;
   }
 }
 
@@ -161,13 +162,15 @@ at::Tensor pair_sample(const at::Tensor& x, const std::optional<at::Tensor>& ref
                        const at::Tensor& ref_label, const at::Tensor& id, const at::Tensor& ref_id,
                        const std::optional<at::Tensor>& lower, const std::optional<at::Tensor>& upper,
                        c10::string_view select, c10::string_view similarity, int64_t draws, int64_t seed,
-                       c10::string_view weights, double p0, double p1, int64_t row_tile, int64_t column_tile) {
+                       c10::string_view weights, double p0, double p1, double temperature, int64_t row_tile,
+                       int64_t column_tile) {
   const Problem p =
       make_problem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity, row_tile, column_tile);
   TORCH_CHECK_VALUE(draws >= 0, "draws must not be negative; got ", draws);
   TORCH_CHECK_VALUE(weights == "distance" || weights == "exponential", "weights must be distance or exponential; got ",
                     std::string(weights));
-  const Weights by{weights == "distance", p0, p1};
+  TORCH_CHECK_VALUE(temperature > 0, "temperature must be greater than 0; got ", temperature);
+  const Weights by{weights == "distance", p0, p1, temperature};
   return with_storage(p, [&](auto t) { return sample<decltype(t)>(p, draws, uint64_t(seed), by); });
 }
 

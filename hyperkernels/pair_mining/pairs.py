@@ -291,11 +291,12 @@ class Pairs:
         weights: str = "exponential",
         p0: float = 0.0,
         p1: float = 0.0,
+        temperature: float = 1.0,
         lower: Bound = None,
         upper: Bound = None,
     ) -> torch.Tensor:
         """Columns drawn with replacement, [N, draws], -1 where no pair counts; see `reference.log_weights`."""
-        return selections.sample(self.problem(select, lower, upper), draws, seed, weights, p0, p1)
+        return selections.sample(self.problem(select, lower, upper), draws, seed, weights, p0, p1, temperature)
 
     def binned(
         self, select: str, edges: torch.Tensor, offsets: torch.Tensor, lower: Bound = None, upper: Bound = None

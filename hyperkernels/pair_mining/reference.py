@@ -262,24 +262,27 @@ def philox(counter: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
     return [c0, c1, c2, c3]
 
 
-def log_weights(u: torch.Tensor, weights: str, p0: float, p1: float) -> torch.Tensor:
-    """The logarithm of what a pair of similarity u weighs in the draw.
+def log_weights(u: torch.Tensor, weights: str, p0: float, p1: float, temperature: float) -> torch.Tensor:
+    """The logarithm of what a pair of similarity u weighs in the draw, divided by the temperature.
 
     "exponential": p0 * u (p0 = 0: all alike). "distance": the inverse density of the distance d of two random points of
     the unit sphere in p0 dimensions, (2 - p0) log d - (p0 - 3) / 2 log(1 - d^2 / 4), d at least p1; u is minus d.
     """
     if weights == "exponential":
-        return p0 * u
+        return p0 * u / temperature
     d = (-u).clamp_min(p1)
-    return (2 - p0) * d.log() - (p0 - 3) / 2 * (1 - d.square() / 4).clamp_min(torch.finfo(u.dtype).tiny).log()
+    inside = (1 - d.square() / 4).clamp_min(torch.finfo(u.dtype).tiny)
+    return ((2 - p0) * d.log() - (p0 - 3) / 2 * inside.log()) / temperature
 
 
-def sample(problem: Problem, draws: int, seed: int, weights: str, p0: float, p1: float) -> torch.Tensor:
+def sample(
+    problem: Problem, draws: int, seed: int, weights: str, p0: float, p1: float, temperature: float
+) -> torch.Tensor:
     """`draws` columns of each row, with replacement, in proportion to the weights; [N, draws] int64, -1 where no pair
     counts. The pair with the largest log weight - log E is drawn, E exponential of (seed, i, j, draw)."""
     u, keep = of_problem(problem)
     n, m = u.shape
-    log_weight = log_weights(u, weights, p0, p1)
+    log_weight = log_weights(u, weights, p0, p1, temperature)
     i = torch.arange(n, device=u.device)[:, None].expand(n, m)
     j = torch.arange(m, device=u.device).expand(n, m)
     drawn = []

@@ -22,7 +22,8 @@ _SCHEMAS = {
     "pair_count": f"({PROBLEM}{_TILE}) -> Tensor",
     # offsets [N + 1] from pair_count over the same problem; total = offsets[N]
     "pair_list": f"({PROBLEM}Tensor offsets, SymInt total, {_TILE}) -> (Tensor columns, Tensor similarities)",
-    "pair_sample": f"({PROBLEM}SymInt draws, int seed, str weights, float p0, float p1, {_TILE}) -> Tensor",
+    "pair_sample": f"({PROBLEM}SymInt draws, int seed, str weights, float p0, float p1, float temperature, {_TILE}) "
+    "-> Tensor",
     # edges [E], offsets [N + 1]; count, sum, high and high_index [E + N]
     "pair_bins": f"({PROBLEM}Tensor edges, Tensor offsets, {_TILE}) -> "
     "(Tensor count, Tensor sum, Tensor high, Tensor high_index)",
@@ -137,14 +138,21 @@ def listed(problem: Problem, tile: Tile = Tile()) -> tuple[torch.Tensor, torch.T
 
 
 def sample(
-    problem: Problem, draws: int, seed: int, weights: str, p0: float, p1: float, tile: Tile = Tile()
+    problem: Problem,
+    draws: int,
+    seed: int,
+    weights: str,
+    p0: float,
+    p1: float,
+    temperature: float,
+    tile: Tile = Tile(),
 ) -> torch.Tensor:
     """reference.sample says what."""
     problem = _constant(problem)
     run = kernel("pair_sample", problem)
     if run is None:
-        return reference.sample(problem, draws, seed, weights, p0, p1)
-    return run(*problem, draws, seed, weights, p0, p1, *tile)
+        return reference.sample(problem, draws, seed, weights, p0, p1, temperature)
+    return run(*problem, draws, seed, weights, p0, p1, temperature, *tile)
 
 
 def binned(

@@ -186,14 +186,14 @@ def test_random_numbers(seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("draws", [1, 6, 37])
-def test_draws(draws, dtype):
-    cases.check_sample(cases.make(19, 40, 8, dtype, "negative"), draws, -3, "exponential", 5.0, 0.0)
+@pytest.mark.parametrize(("draws", "temperature"), [(1, 1.0), (6, 0.5), (37, 2.0)])
+def test_draws(draws, temperature, dtype):
+    cases.check_sample(cases.make(19, 40, 8, dtype, "negative"), draws, -3, "exponential", 5.0, 0.0, temperature)
     # Distances of unit vectors, as the weight is meant for; one row meets itself.
     problem = cases.make(19, 40, 8, dtype, "all", "euclidean", labels="none", ids=False)
     x, ref = (torch.nn.functional.normalize(t) for t in (problem.x, problem.ref))
     ref[7] = x[3]
-    cases.check_sample(problem._replace(x=x, ref=ref), draws, 2**40 + 1, "distance", 8.0, 0.5)
+    cases.check_sample(problem._replace(x=x, ref=ref), draws, 2**40 + 1, "distance", 8.0, 0.5, temperature)
 
 
 def test_draws_do_not_depend_on_the_tiles(monkeypatch):
@@ -202,7 +202,7 @@ def test_draws_do_not_depend_on_the_tiles(monkeypatch):
     for rows, columns in ((16, 16), (32, 64), (16, 128)):
         config = triton_kernels.Configuration(rows, columns, 16, 4, 1, 2)
         monkeypatch.setattr(triton_kernels, "configuration", lambda *_, config=config: config)
-        drawn.append(cases.op("pair_sample")(*problem, 9, 77, "exponential", 2.0, 0.0, *cases.TILE))
+        drawn.append(cases.op("pair_sample")(*problem, 9, 77, "exponential", 2.0, 0.0, 1.0, *cases.TILE))
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
 
 
@@ -212,7 +212,7 @@ def test_draws_follow_the_weights():
     ref = torch.linspace(-0.7, 0.7, 8)[:, None]
     none = torch.empty(0, dtype=torch.int32)
     problem = reference.Problem(x, ref, none, none, none, none, None, None, "all", "dot")
-    drawn = cases.op("pair_sample")(*problem, 64, 2024, "exponential", 1.5, 0.0, *cases.TILE)
+    drawn = cases.op("pair_sample")(*problem, 64, 2024, "exponential", 3.0, 0.0, 2.0, *cases.TILE)
     expected = (1.5 * ref[:, 0]).softmax(0) * drawn.numel()
     observed = drawn.flatten().bincount(minlength=8)
     assert ((observed - expected) ** 2 / expected).sum() < 29.9
@@ -308,7 +308,9 @@ def test_wrong_arguments_raise():
     with pytest.raises(ValueError, match="offsets must"):
         cases.op("pair_list")(*problem, torch.zeros(4, dtype=torch.int64), 0, *cases.TILE)
     with pytest.raises(ValueError, match="weights must"):
-        cases.op("pair_sample")(*problem, 1, 0, "other", 0.0, 0.0, *cases.TILE)
+        cases.op("pair_sample")(*problem, 1, 0, "other", 0.0, 0.0, 1.0, *cases.TILE)
+    with pytest.raises(ValueError, match="temperature must"):
+        cases.op("pair_sample")(*problem, 1, 0, "distance", 3.0, 0.5, 0.0, *cases.TILE)
     with pytest.raises(ValueError, match="edges must"):
         cases.op("pair_bins")(*problem, torch.zeros(3, dtype=torch.float64), torch.arange(5), *cases.TILE)
     with pytest.raises(TypeError, match="int64"):
@@ -326,7 +328,7 @@ def test_through_the_public_functions():
             results[name] = [
                 *selections.top_k(problem, 4),
                 *selections.listed(problem),
-                selections.sample(problem, 3, 9, "exponential", 1.0, 0.0),
+                selections.sample(problem, 3, 9, "exponential", 1.0, 0.0, 0.5),
                 *selections.binned(problem, edges, offsets),
                 selections.values(*problem[:2], rows, columns, "squared_euclidean"),
             ]

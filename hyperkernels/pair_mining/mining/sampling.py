@@ -6,10 +6,8 @@ import torch
 
 from ... import _check
 from ...unit_norm.functional import unit_norm
-from .. import selections
-from ..pairs import Listed, Pairs
-from ..reference import log_weights
-from .common import Triplets, labelled_pairs, parts, problem_of_rows, random_words, seed_of
+from ..pairs import Listed
+from .common import Triplets, labelled_pairs, random_words, seed_of
 
 
 @torch.no_grad()
@@ -51,8 +49,7 @@ def distance_weighted(
         seed: None: one from torch's default generator. The draw depends on it and on the pair's numbers only.
 
     Returns:
-        (a, p, n), [K] int64 each, a rising. With a temperature other than 1 the drawn from are listed, some rows at a
-        time.
+        (a, p, n), [K] int64 each, a rising.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -76,10 +73,9 @@ def distance_weighted(
     most = int(wanted.max()) if pairs.n else 0
     seed = seed_of(seed)
     lower = None if nonzero_loss_cutoff is None else -nonzero_loss_cutoff
-    if temperature == 1:
-        negatives = pairs.sample("negative", most, seed, weights="distance", p0=dim, p1=cutoff, lower=lower)
-    else:
-        negatives = _tempered(pairs, most, seed, temperature, dim, cutoff, lower)
+    negatives = pairs.sample(
+        "negative", most, seed, weights="distance", p0=dim, p1=cutoff, temperature=temperature, lower=lower
+    )  # fmt: skip
     order = torch.arange(most, device=counts.device)
     a, draw = ((order < wanted[:, None]) & (negatives >= 0)).nonzero(as_tuple=True)
     return a, _positive(found, counts, a, draw, positives, seed), negatives[a, draw]
@@ -104,27 +100,3 @@ def _positive(
     each = positives == "each"
     pick = draw % counts[a] if each else random_words(a, draw, 2, seed)[0] * counts[a] >> 32
     return found.columns[found.offsets[a] + pick]
-
-
-def _tempered(
-    pairs: Pairs, draws: int, seed: int, temperature: float, dim: float, cutoff: float, lower: float | None
-) -> torch.Tensor:
-    """`reference.sample` with every weight to the power of 1 / temperature; [N, draws], -1 where there is none."""
-    negatives = torch.full((pairs.n, draws), -1, device=pairs.x.device)
-    bound = pairs.row_numbers("nonzero_loss_cutoff", lower)
-    rows = torch.arange(pairs.n, device=pairs.x.device)
-    for part in parts(pairs.n, pairs):
-        problem = problem_of_rows(pairs, rows[part], "negative", None if bound is None else bound[part], None)
-        offsets, columns, similarities = selections.listed(problem)
-        own = torch.repeat_interleave(offsets.diff(), output_size=len(columns))
-        log_weight = log_weights(similarities, "distance", dim, cutoff) / temperature
-        for draw in range(draws):
-            if draw % 4 == 0:
-                words = random_words(own + part.start, columns, 0, seed, draw // 4)
-            uniform = (words[draw % 4].double() + 0.5) * 2.0**-32
-            key = log_weight - (-torch.log1p(-uniform)).log().to(log_weight.dtype)
-            best = key.new_full((len(offsets) - 1,), -torch.inf).scatter_reduce_(0, own, key, "amax")
-            hit = torch.where(key == best[own], columns, pairs.m)
-            drawn = torch.full_like(offsets[1:], pairs.m).scatter_reduce_(0, own, hit, "amin")
-            negatives[part, draw] = torch.where(drawn < pairs.m, drawn, -1)
-    return negatives
