@@ -94,11 +94,9 @@ LOSSES = [
     ),
     Mutant(
         "SupCon pairs a row with itself", "losses/softmax.py",
-        """above=0.0)
-    pairs = Pairs(x, labels, ref, ref_labels, ids=ids""",
-        """above=0.0)
-    ref, ref_labels = (x, labels) if ref is None else (ref, ref_labels)
-    pairs = Pairs(x, labels, ref, ref_labels, ids=ids""",
+        """positive = pairs.statistics("positive", moments""",
+        """itself = Pairs(pairs.x, pairs.labels, pairs.x, pairs.labels, similarity=pairs.similarity)
+    positive = itself.statistics("positive", moments""",
         caught_by=["tests/test_losses_softmax.py::test_supcon[one_set]"],
     ),
     Mutant(
