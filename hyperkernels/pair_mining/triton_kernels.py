@@ -280,7 +280,10 @@ def configuration(dtype: torch.dtype, d: int, rows: int, burden: int, arch: str)
         columns *= 2
     if size == 2 and arch in ("gfx", "sm_80"):
         height, depth, stages = min(height, 64), min(depth, 32), 2 if arch == "gfx" else 3
-    return Configuration(height, columns, depth, 8 if height >= 64 or size == 8 else 4, stages, columns // 32)
+    parts = columns // 32
+    if size == 2 and arch == "sm_100":  # a thread has one row of a part, and the numbers of all of its columns
+        parts = 4 if burden > 4 else 8
+    return Configuration(height, columns, depth, 8 if height >= 64 or size == 8 else 4, stages, parts)
 
 
 def _ranges(label: torch.Tensor, block: int) -> torch.Tensor:
