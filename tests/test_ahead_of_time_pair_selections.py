@@ -1,4 +1,4 @@
-"""Every production configuration of the Triton kernels that return pairs compiles for its targets without spilling."""
+"""The Triton kernels that return pairs compile for their targets without spilling; no GPU is needed."""
 
 from __future__ import annotations
 
@@ -90,16 +90,22 @@ def test_every_kernel(target, monkeypatch):
     assert seen >= {*PRODUCTS, "values", "gather"}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=TYPES.get)
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("sm_100", torch.float16), *((target, torch.float32) for target in TARGETS), ("sm_90", torch.float64)],
+    ids=lambda v: TYPES.get(v, v),
+)
 def test_every_dtype(target, dtype, monkeypatch):
     check(monkeypatch, target, dtype, similarity="euclidean")
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_largest_lists(target, monkeypatch):
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        check(monkeypatch, target, dtype, k=64 if dtype.itemsize == 2 else 32, draws=32, only=("top_k", "sample"))
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("sm_80", torch.bfloat16), ("sm_90", torch.bfloat16), ("sm_90", torch.float32), ("gfx942", torch.float64)],
+    ids=lambda v: TYPES.get(v, v),
+)
+def test_the_largest_lists(target, dtype, monkeypatch):
+    check(monkeypatch, target, dtype, k=64 if dtype.itemsize == 2 else 32, draws=32, only=("top_k", "sample"))
 
 
 def test_other_problems(monkeypatch):

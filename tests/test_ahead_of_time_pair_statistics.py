@@ -23,7 +23,7 @@ def launches(
     window=False, ids=False, labels=torch.int32, columns=False, backward=False,
 ):  # fmt: skip
     """Every kernel of one call. The tensors have no memory: a launcher that read one would raise."""
-    from hyperkernels.pair_mining import triton_backward, triton_forward, triton_kernels
+    from hyperkernels.pair_mining import triton_backward, triton_forward, triton_kernels, triton_product
     from hyperkernels.pair_mining.reference import accumulate_dtype
 
     def new(*shape, dtype=accumulate_dtype(dtype)):
@@ -42,7 +42,7 @@ def launches(
     noted = []
     with monkeypatch.context() as patch:
         patch.setattr(triton_kernels, "architecture", lambda: "gfx" if target.startswith("gfx") else target)
-        for module in (triton_kernels, triton_forward, triton_backward):
+        for module in (triton_kernels, triton_forward, triton_backward, triton_product):
             for name in [name for name in vars(module) if name.endswith("_kernel")]:
                 patch.setattr(module, name, Recorder(getattr(module, name), noted))
         if backward:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..unit_norm.triton_kernels import _load, _zero
+from .._triton_math import load
+from ..unit_norm.triton_kernels import _zero
 from .triton_forward import IGNORED, LOG2_E, _cosines, _inverse, _inverse_norms, _own_column, _per_class, _transform
 
 
@@ -205,7 +206,7 @@ def weight_kernel(
         norm_at = (first_class + first) * SUB_CENTERS + center + column * SUB_CENTERS
         norm = tl.load(w_norm_ptr + norm_at, mask=column < left, other=1.0)
         radial = tl.load(radial_ptr + center * chunk + first + column) * _inverse(tl.maximum(norm, EPS))
-        w = _load(w_ptr + base + offsets, mask)
+        w = load(w_ptr + base + offsets, mask)
         dw = tl.where((norm < EPS)[:, None], 0.0, dw - w * radial[:, None])
     if unit_ptr is not None:
         dw *= 1.0 / tl.load(unit_ptr)
@@ -307,7 +308,7 @@ def finish_kernel(
     dot = _zero(sum_ptr, BLOCK_ROWS)
     for start in range(0, D, BLOCK_D):
         mask = active[:, None] & (columns < D - start)
-        x = _load(x_ptr + base + start + columns, mask)
+        x = load(x_ptr + base + start + columns, mask)
         square += tl.sum(x * x, axis=1)
         dot += tl.sum(x * tl.load(sum_ptr + base + start + columns, mask=mask, other=0.0), axis=1)
     factor = _inverse(tl.load(multiplier_ptr + row, mask=active, other=1.0))
@@ -326,6 +327,6 @@ def finish_kernel(
         mask = there[:, None] & (columns < D - start)
         total = tl.load(sum_ptr + base + start + columns, mask=mask, other=0.0)
         change = tl.where(wanted[:, None], total * factor[:, None], 0.0)
-        x = _load(x_ptr + base + start + columns, mask)
+        x = load(x_ptr + base + start + columns, mask)
         change += tl.where(long[:, None], x * along[:, None], 0.0)
         tl.store(dx_ptr + row[:, None] * D + start + columns, change, mask=mask)

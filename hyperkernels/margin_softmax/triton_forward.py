@@ -13,7 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..unit_norm.triton_kernels import _exponent, _grow, _load, _power_of_two, _zero
+from .._triton_math import load, root, sigmoid, softplus
+from ..unit_norm.triton_kernels import _exponent, _grow, _power_of_two, _zero
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Values of `own` below 0: a row whose target is not among the classes, one that takes no part, one out of range.
@@ -22,11 +23,6 @@ ABSENT, IGNORED, OUTSIDE = tl.constexpr(-1), tl.constexpr(-2), tl.constexpr(-3)
 LOW = tl.constexpr(-1e30)
 # Arrays [tiles, N] of the partial sums, behind one pointer. Where the transform is the identity, TOP is HARDEST.
 NEG_SUM, HARDEST, INDEX, EXP_SUM, SLOPE, TOP, HARD_COS, HARD_COUNT = (tl.constexpr(i) for i in range(8))
-
-
-@triton.jit
-def _root(x):
-    return tl.sqrt(x) if x.dtype == tl.float64 else tl.math.sqrt_rn(x)
 
 
 @triton.jit
@@ -40,11 +36,11 @@ def _lengths(pointers, columns, mask, D: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     total = _zero(pointers, BLOCK_ROWS)
     exponent = _exponent(total)
     for start in range(0, D, BLOCK_D):
-        value = _load(pointers + start + columns, mask & (columns < D - start))
+        value = load(pointers + start + columns, mask & (columns < D - start))
         exponent, factor = _grow(exponent, tl.max(tl.abs(value), axis=1))
         value = value * _power_of_two(-exponent, value.dtype)[:, None]
         total = total * factor * factor + tl.sum(value * value, axis=1)
-    return _root(total), exponent
+    return root(total), exponent
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -121,7 +117,7 @@ def row_kernel(
         multiplier = _power_of_two(unit, norm.dtype)
     tl.store(multiplier_ptr + row, multiplier)
     for start in range(0, STRIDE, BLOCK_D):
-        x = _load(x_row + start + columns, active[:, None] & (columns < D - start))
+        x = load(x_row + start + columns, active[:, None] & (columns < D - start))
         tl.store(copy_ptr + row[:, None] * STRIDE + start + columns, x * shrink[:, None], mask=columns < STRIDE - start)
 
     if x_norm_ptr is not None:
@@ -134,7 +130,7 @@ def row_kernel(
             for start in range(0, D, BLOCK_D):
                 mask = inside[:, None] & (columns < D - start)
                 dot += tl.sum(
-                    _load(x_row + start + columns, mask) * shrink[:, None] * _load(w_row + start + columns, mask), 1
+                    load(x_row + start + columns, mask) * shrink[:, None] * load(w_row + start + columns, mask), 1
                 )
             inverse = _inverse_norms(w_norm_ptr, own, own * 0, inside, center, SUB_CENTERS, EPS, NORMALIZE_WEIGHT)
             cos = dot * multiplier * inverse
@@ -258,25 +254,6 @@ def _acos(cos):
 
 
 @triton.jit
-def _softplus(z):
-    """max(z, 0) + log(1 + y), y = exp(-|z|), with full relative precision: log(1 + y) = 2 artanh(y / (2 + y))."""
-    terms: tl.constexpr = 17 if z.dtype == tl.float64 else 8
-    y = tl.exp(-tl.abs(z))
-    t = y / (2.0 + y)
-    square = t * t
-    series = tl.full(z.shape, 1.0 / (2 * terms + 1), z.dtype)
-    for i in tl.static_range(terms):
-        series = series * square + 1.0 / (2 * (terms - i) - 1)
-    return tl.maximum(z, 0.0) + 2.0 * t * series
-
-
-@triton.jit
-def _sigmoid(z):
-    y = tl.exp(-tl.abs(z))
-    return tl.where(z < 0, y, 1.0) / (1.0 + y)
-
-
-@triton.jit
 def _parameter(transform_ptr, row, there, index: tl.constexpr, COUNT: tl.constexpr):
     return tl.load(transform_ptr + row * COUNT + index, mask=there, other=1.0)[:, None]
 
@@ -317,7 +294,7 @@ def _transform(KIND: tl.constexpr, cos, transform_ptr, row, there, scale, bias):
     elif KIND == "sface":
         steepness = _parameter(transform_ptr, row, there, 0, 2)
         center = _parameter(transform_ptr, row, there, 1, 2)
-        slope = scale * _sigmoid(steepness * (center - _acos(tl.minimum(tl.maximum(cos, -1.0), 1.0))))
+        slope = scale * sigmoid(steepness * (center - _acos(tl.minimum(tl.maximum(cos, -1.0), 1.0))))
         value = slope * cos
         bias_slope = tl.zeros([1, 1], cos.dtype)
     elif KIND == "sphereface2":
@@ -330,14 +307,14 @@ def _transform(KIND: tl.constexpr, cos, transform_ptr, row, there, scale, bias):
         below = tl.where((less & 1) != 0, half, 1.0) * tl.where((less & 2) != 0, square, 1.0)
         below *= tl.where((less & 4) != 0, square * square, 1.0)
         z = scale * (2.0 * (half * below) - 1.0 + margin) + bias
-        value = _softplus(z)
-        bias_slope = _sigmoid(z)
+        value = softplus(z)
+        bias_slope = sigmoid(z)
         slope = scale * tl.where(straight != 0, 1.0, power * below) * bias_slope
     elif KIND == "uniface":
         z = scale * cos + bias
         held = tl.minimum(tl.maximum(z, -scale), scale)
-        value = _softplus(held)
-        bias_slope = tl.where(held == z, _sigmoid(z), 0.0)
+        value = softplus(held)
+        bias_slope = tl.where(held == z, sigmoid(z), 0.0)
         slope = scale * bias_slope
     return value, slope, bias_slope
 

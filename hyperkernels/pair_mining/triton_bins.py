@@ -51,7 +51,7 @@ def _at_most(u, edge_ptr, begin, own, index):
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "edges"])
 def bin_kernel(
-    x_ptr,  # from here on as in tile_of_pairs
+    x_ptr,  # the first ten as of similarities and which_count
     ref_ptr,
     square_ptr,
     ref_square_ptr,

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..margin_softmax.triton_forward import _sigmoid, _softplus
+from .._triton_math import sigmoid, softplus
 from .op import _side, transposed
 from .reference import Problem, accumulate_dtype
 from .triton_kernels import (
@@ -21,7 +21,7 @@ from .triton_kernels import (
     parts_of,
     similarities,
     which_count,
-)
+)  # fmt: skip
 
 # Arrays [splits, N] of the partial statistics, behind one float64 and one int64 pointer. SHIFT is the largest power of
 # a log-sum-exp, and for "softplus" the derivative to the offset.
@@ -207,8 +207,8 @@ def forward_kernel(
                     z = scale * u
                     if offset_ptr is not None:
                         z += tl.load(offset_ptr + first_row + row, mask=here, other=0.0)[:, None]
-                    value += tl.sum(tl.where(keep, _softplus(z), 0.0), axis=1).to(tl.float64)
-                    sigma = _sigmoid(z)
+                    value += tl.sum(tl.where(keep, softplus(z), 0.0), axis=1).to(tl.float64)
+                    sigma = sigmoid(z)
                     shift += tl.sum(tl.where(keep, sigma, 0.0), axis=1).to(tl.float64)
                     slope += tl.sum(tl.where(keep, sigma * u, 0.0), axis=1).to(tl.float64)
                 elif TRANSFORM != "none":

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from .._triton_math import root
 from .reference import Problem, accumulate_dtype
 
 PROGRAMS = 132  # multiprocessors of an H200
@@ -58,7 +59,7 @@ def similarities(
         u = (square + ref_square) - 2 * u
         u = tl.where(u < 0, 0.0, u)  # NaN stays
         if SIMILARITY == "euclidean":
-            u = tl.sqrt(u) if dtype == tl.float64 else tl.math.sqrt_rn(u)
+            u = root(u)
         u = 0.0 - u
     return u
 

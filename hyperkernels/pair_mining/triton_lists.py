@@ -16,7 +16,7 @@ from .triton_order import narrow, prepared, rows_of, splits_within
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "total"])
 def pair_kernel(
-    x_ptr,  # from here on as in tile_of_pairs
+    x_ptr,  # the first ten as of similarities and which_count
     ref_ptr,
     square_ptr,
     ref_square_ptr,

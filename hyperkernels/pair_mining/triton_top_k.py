@@ -35,7 +35,7 @@ _LARGEST_CHUNK = 65536  # columns of the workspace
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "k"])
 def list_kernel(
-    x_ptr,  # from here on as in tile_of_pairs
+    x_ptr,  # the first ten as of similarities and which_count
     ref_ptr,
     square_ptr,
     ref_square_ptr,

@@ -11,8 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..margin_softmax.triton_forward import _root
-from ..unit_norm.triton_kernels import _load
+from .._triton_math import load, root
 from .reference import accumulate_dtype
 
 _SIMILARITIES = ("dot", "euclidean", "squared_euclidean")
@@ -43,15 +42,15 @@ def values_kernel(
     total = tl.zeros([BLOCK_PAIRS, BLOCK_D], value_ptr.dtype.element_ty)
     for start in range(0, D, BLOCK_D):
         mask = inside[:, None] & (depth < D - start)
-        x = _load(x_ptr + row[:, None] * D + start + depth, mask)
-        ref = _load(ref_ptr + column[:, None] * D + start + depth, mask)
+        x = load(x_ptr + row[:, None] * D + start + depth, mask)
+        ref = load(ref_ptr + column[:, None] * D + start + depth, mask)
         if SIMILARITY == "dot":
             total += x * ref
         else:
             total += (x - ref) * (x - ref)
     value = tl.sum(total, axis=1)
     if SIMILARITY == "euclidean":
-        value = _root(value)
+        value = root(value)
     if SIMILARITY != "dot":
         value = -value
     tl.store(value_ptr + pair, tl.where(inside, value, float("nan")), mask=there)
@@ -75,7 +74,7 @@ def gather_kernel(
     row = tl.program_id(0).to(tl.int64)
     depth = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     first, last = tl.load(offsets_ptr + row), tl.load(offsets_ptr + row + 1)
-    own = _load(own_ptr + row * D + depth, depth < D)
+    own = load(own_ptr + row * D + depth, depth < D)
     total = tl.zeros([1, BLOCK_D], weight_ptr.dtype.element_ty)
     for start in range(first, last, BLOCK_PAIRS):
         pair = start + tl.arange(0, BLOCK_PAIRS)
@@ -83,7 +82,7 @@ def gather_kernel(
         partner = tl.load(partner_ptr + pair, mask=there, other=0)
         weight = tl.load(weight_ptr + pair, mask=there, other=0.0)
         inside = (partner >= 0) & (partner < others)
-        other = _load(other_ptr + partner[:, None] * D + depth, (there & inside)[:, None] & (depth < D))
+        other = load(other_ptr + partner[:, None] * D + depth, (there & inside)[:, None] & (depth < D))
         if SIMILARITY != "dot":
             other -= own
         # What the lists lack is 0 even beside an infinite row; a partner out of range is NaN.

@@ -15,12 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _load(pointers, mask):
-    """Elements in the dtype of the arithmetic, 0 outside the mask."""
-    value = tl.load(pointers, mask=mask, other=0.0)
-    return value if value.dtype == tl.float64 else value.to(tl.float32)
+from .._triton_math import load
 
 
 @triton.jit
@@ -104,7 +99,7 @@ def forward_kernel(
 ):
     """Owns BLOCK_ROWS whole rows. Reads x once, writes y once; rows and norms stay in registers."""
     base, offsets, mask = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
-    x = _load(x_ptr + base + offsets, mask)
+    x = load(x_ptr + base + offsets, mask)
     exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
     x = x * _power_of_two(-exponent, x.dtype)[:, None]
     _, _, inverse = _inverse_length(tl.sum(x * x, axis=1), exponent, FLOOR, FLOOR_EXPONENT)
@@ -125,8 +120,8 @@ def backward_kernel(
 ):
     """Owns BLOCK_ROWS whole rows. Reads grad and x once, writes dx once; y and norms are never stored."""
     base, offsets, mask = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
-    x = _load(x_ptr + base + offsets, mask)
-    grad = _load(grad_ptr + base + offsets, mask)
+    x = load(x_ptr + base + offsets, mask)
+    grad = load(grad_ptr + base + offsets, mask)
     exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
     grad_exponent = _exponent(tl.max(tl.abs(grad), axis=1))
     x = x * _power_of_two(-exponent, x.dtype)[:, None]
@@ -168,7 +163,7 @@ def forward_wide_kernel(
     total = _zero(x_ptr, BLOCK_ROWS)
     exponent = _row_exponent(total, FLOOR_EXPONENT)
     for start in range(0, D, BLOCK_D):
-        x = _load(x_ptr + base + start + offsets, offsets < D - start)
+        x = load(x_ptr + base + start + offsets, offsets < D - start)
         exponent, factor = _grow(exponent, tl.max(tl.abs(x), axis=1))
         x = x * _power_of_two(-exponent, x.dtype)[:, None]
         total = total * factor * factor + tl.sum(x * x, axis=1)
@@ -176,7 +171,7 @@ def forward_wide_kernel(
     scale = _power_of_two(-exponent, total.dtype)
     for start in range(0, D, BLOCK_D):
         mask = offsets < D - start
-        x = _load(x_ptr + base + start + offsets, mask)
+        x = load(x_ptr + base + start + offsets, mask)
         tl.store(y_ptr + base + start + offsets, x * scale[:, None] * inverse[:, None], mask=mask)
 
 
@@ -201,8 +196,8 @@ def backward_wide_kernel(
     grad_exponent = _exponent(total)
     for start in range(0, D, BLOCK_D):
         mask = offsets < D - start
-        x = _load(x_ptr + base + start + offsets, mask)
-        grad = _load(grad_ptr + base + start + offsets, mask)
+        x = load(x_ptr + base + start + offsets, mask)
+        grad = load(grad_ptr + base + start + offsets, mask)
         exponent, factor = _grow(exponent, tl.max(tl.abs(x), axis=1))
         grad_exponent, grad_factor = _grow(grad_exponent, tl.max(tl.abs(grad), axis=1))
         x = x * _power_of_two(-exponent, x.dtype)[:, None]
@@ -213,8 +208,8 @@ def backward_wide_kernel(
     radial = _radial(dot, total, norm, floor)
     for start in range(0, D, BLOCK_D):
         mask = offsets < D - start
-        x = _load(x_ptr + base + start + offsets, mask)
-        grad = _load(grad_ptr + base + start + offsets, mask)
+        x = load(x_ptr + base + start + offsets, mask)
+        grad = load(grad_ptr + base + start + offsets, mask)
         x = x * _power_of_two(-exponent, x.dtype)[:, None]
         grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
         dx = _tangent(grad, x, radial[:, None], inverse[:, None], (grad_exponent - exponent)[:, None])

@@ -54,20 +54,19 @@ KINDS = list(kinds())
 @pytest.mark.parametrize("turn", range(len(KINDS)), ids=lambda i: "-".join(map(str, KINDS[i].values())))
 def test_exact(turn):
     """On small numbers of halves all of it equals the reference bit by bit, ties and bounds included."""
-    problem = cases.make(19, 50, 5, DTYPES[turn % 3], exact=True, **KINDS[turn])
+    problem = cases.make(18, 35, 4, DTYPES[turn % 3], exact=True, **KINDS[turn])
     cases.check_top_k(problem, 5, True)
     cases.check_lists(problem, True)
     cases.check_bins(problem, 3, True, gradients=False)
 
 
-@pytest.mark.parametrize("splits", [1, 2, 100])
-@pytest.mark.parametrize("turn", range(3))
+@pytest.mark.parametrize(("turn", "splits"), [(0, 2), (1, 1), (2, 100)])
 def test_random(turn, splits, split):
     split(splits)
     similarity, dtype = cases.SIMILARITIES[turn], DTYPES[(turn + splits) % 3]
     for select, labels, own in (("negative", "codes", False), ("positive", "bits", True), ("all", "none", False)):
         # Where a row meets itself its distance is a rounding error: ids keep those pairs out.
-        problem = cases.make(21, 57, 33, dtype, select, similarity, labels, window=True, own=own)
+        problem = cases.make(21, 57, 18, dtype, select, similarity, labels, window=True, own=own)
         if own:
             ids = torch.arange(21, dtype=torch.int32)
             problem = problem._replace(id=ids, ref_id=ids)
@@ -79,7 +78,7 @@ def test_random(turn, splits, split):
 
 @pytest.mark.parametrize("shape", EMPTY)
 def test_empty_and_tiny(shape):
-    for kind in KINDS[::5]:
+    for kind in KINDS[::7]:
         problem = cases.make(*shape, exact=True, **kind)
         for k in (0, 1, 3):
             cases.check_top_k(problem, k, True)
@@ -90,14 +89,14 @@ def test_empty_and_tiny(shape):
 
 @pytest.mark.parametrize(
     ("k", "splits", "dtype"),
-    [(1, 1, 0), (3, 100, 1), (5, 2, 1), (16, 2, 0), (32, 1, 1), (64, 100, 2), (65, 1, 0), (65, 1, 1), (130, 2, 0)],
+    [(1, 1, 0), (3, 100, 1), (32, 2, 1), (64, 100, 2), (65, 1, 1), (130, 2, 0)],
 )
 def test_every_k(k, splits, dtype, split, monkeypatch):
     """Lists in registers, and past them chunks of columns; far more ties than places."""
     split(splits)
     monkeypatch.setattr(triton_top_k, "WORKSPACE", 16 * 64 * 8)
     monkeypatch.setattr(triton_top_k, "_LARGEST_CHUNK", 32)
-    cases.check_top_k(cases.make(18, 100, 3, DTYPES[dtype], "negative", labels="sorted", exact=True), k, True)
+    cases.check_top_k(cases.make(17, 80, 3, DTYPES[dtype], "negative", labels="sorted", exact=True), k, True)
 
 
 @pytest.mark.parametrize("splits", [1, 2])
@@ -120,21 +119,21 @@ def test_nan_and_infinity(splits, split):
             torch.testing.assert_close(mine, right, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("most", "splits"), [(0, 1), (1, 2), (5, 100), (30, 1)])
+@pytest.mark.parametrize(("most", "splits"), [(0, 1), (5, 100), (20, 2)])
 def test_ragged_bins(most, splits, split):
     """More bins than one group holds, rows without an edge, edges that are equal."""
     split(splits)
-    cases.check_bins(cases.make(18, 45, 6, exact=True), most, True)
-    cases.check_bins(cases.make(18, 45, 6, torch.float64, similarity="euclidean"), most, False)
+    cases.check_bins(cases.make(18, 35, 6, exact=True), most, True)
+    cases.check_bins(cases.make(18, 35, 6, torch.float64, similarity="euclidean"), most, False)
 
 
 def test_bin_gradients_in_chunks(monkeypatch):
     monkeypatch.setattr(triton_bins, "WORKSPACE", 2 * 16 * 16 * 4)
     for own in (False, True):
         for similarity in cases.SIMILARITIES:
-            problem = cases.make(37, 50, 7, torch.float32, "negative", similarity, own=own)
-            ids = torch.arange(50, dtype=torch.int32)
-            cases.check_bins(problem._replace(id=ids[:37], ref_id=ids[:37] if own else ids), 3, False)
+            problem = cases.make(20, 35, 7, torch.float32, "negative", similarity, own=own)
+            ids = torch.arange(35, dtype=torch.int32)
+            cases.check_bins(problem._replace(id=ids[:20], ref_id=ids[:20] if own else ids), 3, False)
 
 
 def test_offsets_that_lie_write_nowhere_else():
@@ -185,8 +184,9 @@ def test_random_numbers(seed):
     assert (single - truth).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("draws", "temperature"), [(1, 1.0), (6, 0.5), (37, 2.0)])
+@pytest.mark.parametrize(
+    ("draws", "temperature", "dtype"), [(1, 1.0, torch.float64), (6, 0.5, torch.float32), (37, 2.0, torch.float32)]
+)
 def test_draws(draws, temperature, dtype):
     cases.check_sample(cases.make(19, 40, 8, dtype, "negative"), draws, -3, "exponential", 5.0, 0.0, temperature)
     # Distances of unit vectors, as the weight is meant for; one row meets itself.
@@ -221,7 +221,7 @@ def test_draws_follow_the_weights():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("similarity", cases.SIMILARITIES)
 def test_values(similarity, dtype):
-    for n, m, d, pairs in ((5, 9, 3, 40), (20, 30, 70, 111), (1, 1, 1, 3), (3, 4, 600, 50), (6, 5, 8, 0)):
+    for n, m, d, pairs in ((20, 30, 70, 111), (1, 1, 1, 3), (3, 4, 600, 10), (6, 5, 8, 0)):
         for own in (False, True):
             cases.check_values(n, m, d, pairs, dtype, similarity, own)
     values = cases.op("pair_values")(torch.ones(2, 0), None, *torch.zeros(2, 3, dtype=torch.int64), similarity)
