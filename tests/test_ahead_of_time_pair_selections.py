@@ -12,7 +12,6 @@ from test_ahead_of_time import SHARED, TYPES, Recorder
 from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 TILE = (256, 512)
 MODULES = ("triton_kernels", "triton_top_k", "triton_lists", "triton_samples", "triton_bins", "triton_values")
 PRODUCTS = ("list", "key", "pair", "draw", "bin", "weight")  # kernels with a tile of similarities
@@ -84,37 +83,41 @@ def check(monkeypatch, target, dtype, **problem):
     return seen
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_every_kernel(target, monkeypatch):
-    seen = check(monkeypatch, target, torch.bfloat16)
+def test_every_kernel(monkeypatch):
+    seen = check(monkeypatch, "sm_90", torch.bfloat16)
     assert seen >= {*PRODUCTS, "values", "gather"}
 
 
 @pytest.mark.parametrize(
     ("target", "dtype"),
-    [("sm_100", torch.float16), *((target, torch.float32) for target in TARGETS), ("sm_90", torch.float64)],
+    [("sm_80", torch.bfloat16), ("sm_100", torch.float16), ("gfx942", torch.bfloat16), ("sm_90", torch.float32)],
     ids=lambda v: TYPES.get(v, v),
 )
-def test_every_dtype(target, dtype, monkeypatch):
-    check(monkeypatch, target, dtype, similarity="euclidean")
+def test_other_targets(target, dtype, monkeypatch):
+    check(monkeypatch, target, dtype, similarity="euclidean", only=("top_k", "list", "sample", "bins"))
 
 
 @pytest.mark.parametrize(
-    ("target", "dtype"),
-    [("sm_80", torch.bfloat16), ("sm_90", torch.bfloat16), ("sm_90", torch.float32), ("gfx942", torch.float64)],
-    ids=lambda v: TYPES.get(v, v),
+    ("target", "dtype"), [("sm_80", torch.float32), ("gfx942", torch.float64)], ids=lambda v: TYPES.get(v, v)
 )
-def test_the_largest_lists(target, dtype, monkeypatch):
-    check(monkeypatch, target, dtype, k=64 if dtype.itemsize == 2 else 32, draws=32, only=("top_k", "sample"))
+def test_wide_numbers(target, dtype, monkeypatch):
+    check(monkeypatch, target, dtype, only=("long", "list"))
 
 
-def test_other_problems(monkeypatch):
-    """On sm_90: sets of labels, no bounds, ref as x itself, few rows, other widths, more than 2^31 elements."""
-    for problem in (
-        {"bits": True},
-        {"select": "all", "window": False},
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=TYPES.get)
+def test_the_largest_lists(dtype, monkeypatch):
+    check(monkeypatch, "sm_90", dtype, k=64 if dtype.itemsize == 2 else 32, draws=32, only=("top_k", "sample"))
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        {"bits": True, "d": 100},
+        {"select": "all", "window": False, "d": 2048},
         {"own": True, "similarity": "squared_euclidean"},
-    ):
-        check(monkeypatch, "sm_90", torch.bfloat16, **problem)
-    for problem in ({"d": 100}, {"d": 2048}, {"m": 2**24}):
-        check(monkeypatch, "sm_90", torch.bfloat16, only=("top_k", "list"), **problem)
+        {"m": 2**24},
+    ],
+)
+def test_other_problems(problem, monkeypatch):
+    """On sm_90: sets of labels, no bounds, ref as x itself, other widths, more than 2^31 elements."""
+    check(monkeypatch, "sm_90", torch.bfloat16, only=("top_k", "list"), **problem)

@@ -89,12 +89,27 @@ def check(monkeypatch, target, dtype, only=(), **problem):
     assert set(only) <= seen
 
 
+HEAVY = {"similarity": "euclidean", "window": True, "ids": True, "labels": torch.int64}
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
 @needs_triton
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPES.get)
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [(target, dtype) for dtype in (torch.bfloat16, torch.float32) for target in TARGETS] + [("sm_90", torch.float64)],
+    ids=lambda v: TYPES.get(v, v),
+)
 def test_every_target(target, dtype, monkeypatch):
     check(monkeypatch, target, dtype, asked="both", similarity="euclidean")
     check(monkeypatch, target, dtype, asked="linear", similarity="euclidean", backward=True)
+
+
+@needs_triton
+@pytest.mark.parametrize("asked", ["both", "softplus"])
+def test_the_most_numbers_on_sm_100(asked, monkeypatch):
+    check(monkeypatch, "sm_100", torch.float16, ("forward",), asked=asked)
+    check(monkeypatch, "sm_100", torch.float16, ("forward",), asked=asked, **HEAVY)
+    check(monkeypatch, "sm_100", torch.float16, ("gradient",), asked=asked, backward=True, columns=True, **HEAVY)
 
 
 @needs_triton
@@ -102,9 +117,8 @@ def test_every_target(target, dtype, monkeypatch):
 def test_every_statistic_on_sm_90(asked, monkeypatch):
     forward, backward = ("forward",), ("gradient",)
     check(monkeypatch, "sm_90", torch.bfloat16, forward, asked=asked)
-    heavy = {"similarity": "euclidean", "window": True, "ids": True, "labels": torch.int64}
-    check(monkeypatch, "sm_90", torch.bfloat16, forward, asked=asked, **heavy)
-    check(monkeypatch, "sm_90", torch.bfloat16, backward, asked=asked, backward=True, columns=True, **heavy)
+    check(monkeypatch, "sm_90", torch.bfloat16, forward, asked=asked, **HEAVY)
+    check(monkeypatch, "sm_90", torch.bfloat16, backward, asked=asked, backward=True, columns=True, **HEAVY)
     check(monkeypatch, "sm_90", torch.bfloat16, backward, asked=asked, backward=True, m=None, ids=True)
 
 
@@ -112,5 +126,5 @@ def test_every_statistic_on_sm_90(asked, monkeypatch):
 @pytest.mark.parametrize("problem", [{"n": 1, "d": 64}, {"d": 500}, {"d": 2048}, {"select": "positive", "m": None}])
 def test_other_sizes(problem, monkeypatch):
     check(monkeypatch, "sm_90", torch.float16, ("forward",), **problem)
-    if problem.get("n", 2) > 1:
-        check(monkeypatch, "sm_90", torch.float16, ("gradient", "product"), backward=True, **problem)
+    if problem.get("d", 64) > 64:
+        check(monkeypatch, "sm_90", torch.float16, ("product",), backward=True, **problem)

@@ -22,42 +22,53 @@ def _exact_products():
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("similarity", cases.SIMILARITIES)
-@pytest.mark.parametrize("select", cases.SELECTS)
-def test_exact(select, similarity, dtype):
+# Every case compiles kernels of its own: what it is made of takes turns, bfloat16 being every other.
+KINDS = [(select, similarity) for select in cases.SELECTS for similarity in cases.SIMILARITIES]
+LABELS = ("codes", "sorted", "bits")
+
+
+def dtype_of(turn):
+    return torch.bfloat16 if turn % 2 == 0 else DTYPES[1 + turn // 2 % 3]
+
+
+@pytest.mark.parametrize("turn", range(len(KINDS)), ids=lambda i: "-".join(KINDS[i]))
+def test_exact(turn):
     """On small numbers of halves all of it equals the reference bit by bit, ties and bounds included."""
-    for turn, labels in enumerate(("codes", "sorted", "bits", "none")):
-        if labels == "none" and select != "all":
-            continue
-        problem = make(
-            150, 1000, 24, dtype, select, similarity, labels, turn % 2 == 0, turn != 1, exact=True, own=turn == 3,
-            classes=12,
-        )  # fmt: skip
-        for k in (1, 10, 64, 100):
-            cases.check_top_k(problem, k, True)
-        cases.check_lists(problem, True)
-        cases.check_bins(make(40, 600, 24, dtype, select, similarity, labels, exact=True), 12, True, gradients=False)
+    select, similarity = KINDS[turn]
+    labels, dtype = "none" if turn == 8 else LABELS[(turn // 3 + turn) % 3], dtype_of(turn)
+    problem = make(
+        150, 1000, 24, dtype, select, similarity, labels, turn % 4 < 2, turn % 3 > 0, exact=True, own=turn == 5,
+        classes=12,
+    )  # fmt: skip
+    cases.check_top_k(problem, (10, 64, 1, 100)[turn % 4], True)
+    cases.check_lists(problem, True)
+    cases.check_bins(make(40, 600, 24, dtype, select, similarity, labels, exact=True), 12, True, gradients=False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (0, 9, 5), (9, 0, 5), (3, 5, 0), (33, 129, 100), (300, 2000, 512)])
-def test_random(shape, dtype):
-    for similarity in cases.SIMILARITIES:
-        problem = make(*shape, dtype, "negative", similarity, window=True)
-        cases.check_top_k(problem, 10, False)
-        cases.check_lists(problem, False)
-        cases.check_sample(problem, 5, 2**40 + 3, "exponential", 3.0, 0.0)
-        cases.check_bins(problem._replace(x=problem.x[:30], label=problem.label[:30], id=problem.id[:30], lower=None,
-                                          upper=None), 10, False)  # fmt: skip
+@pytest.mark.parametrize("k", [1, 10, 64, 100])
+def test_every_k(k):
+    cases.check_top_k(make(150, 1000, 24, torch.bfloat16, "negative", exact=True, classes=12), k, True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("similarity", cases.SIMILARITIES)
-def test_values(similarity, dtype):
+@pytest.mark.parametrize(
+    ("turn", "shape"),
+    enumerate([(300, 2000, 512), (33, 129, 100), (1, 1, 1), (300, 2000, 512), (9, 0, 5), (33, 129, 100), (3, 5, 0),
+               (0, 9, 5)]),
+)  # fmt: skip
+def test_random(turn, shape):
+    problem = make(*shape, dtype_of(turn), "negative", cases.SIMILARITIES[turn % 3], window=True)
+    cases.check_top_k(problem, 10, False)
+    cases.check_lists(problem, False)
+    cases.check_sample(problem, 5, 2**40 + 3, "exponential", 3.0, 0.0)
+    few = problem._replace(x=problem.x[:30], label=problem.label[:30], id=problem.id[:30], lower=None, upper=None)
+    cases.check_bins(few, 10, False)
+
+
+@pytest.mark.parametrize("turn", range(6))
+def test_values(turn):
     for n, m, d, pairs in ((5, 9, 3, 40), (200, 300, 512, 5000), (3, 4, 2000, 50), (6, 5, 8, 0)):
         for own in (False, True):
-            cases.check_values(n, m, d, pairs, dtype, similarity, own, "cuda")
+            cases.check_values(n, m, d, pairs, dtype_of(turn), cases.SIMILARITIES[turn % 3], own, "cuda")
 
 
 def test_values_out_of_range_are_nan():
