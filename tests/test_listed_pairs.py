@@ -137,3 +137,17 @@ def test_wrong_lists_are_refused():
         ListedPairs(pairs, (good, short), (good, good))
     with pytest.raises(ValueError, match="int64"):
         ListedPairs(pairs, (good.int(), good.int()), (good, good))
+    for wrong in (torch.tensor([0, 13]), torch.tensor([-1, 0])):
+        for rows, columns in ((good, wrong), (wrong, good)):
+            with pytest.raises(IndexError, match=r"rows of pairs|columns of pairs"):
+                ListedPairs(pairs, (rows, columns), (good, good))
+
+
+def test_softplus_is_exact_where_it_is_nearly_the_identity():
+    pairs, listed, _ = both()
+    found = listed.statistics("all", transform=SOFTPLUS, scale=1.0, offset=21.0).value
+    positive, negative = (pairs.listed(select) for select in ("positive", "negative"))
+    wanted = torch.zeros(13, dtype=torch.float64)
+    for side in (positive, negative):
+        wanted.index_add_(0, side.rows, -torch.nn.functional.logsigmoid(-(side.similarities + 21)))
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)

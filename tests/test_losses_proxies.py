@@ -75,6 +75,14 @@ def test_soft_triple_keeps_no_similarities():
     assert max(kept) <= centers.numel() < 50 * 4000
 
 
+def test_soft_triple_adds_no_gradient_of_all_centers_for_a_block(monkeypatch):
+    monkeypatch.setattr("hyperkernels.pair_mining.losses.proxies._BLOCK", 50 * 10)  # one class a block
+    x, centers, y = points(50), points(400), labels_of(50, 40)
+    with torch.autograd.profiler.profile() as profile:
+        LOSSES.soft_triple(x, y, centers).backward()
+    assert not any("slice_backward" in event.key for event in profile.key_averages())
+
+
 @pytest.mark.parametrize("classes", [None, 50])
 def test_nbc_softmax(classes):
     x, y, scale = points(40), labels_of(40, 12, first=5), number(0.7)

@@ -247,6 +247,14 @@ def test_soft_target_info_nce_with_the_diagonal():
     compare(LOSSES.soft_target_info_nce(x, y, temperature=t), theirs, [x, t])
 
 
+def test_soft_target_info_nce_of_a_number_that_float32_rounds():
+    x, y = points(9), labels_of(9, 3)
+    same = y[:, None] == y[None]
+    t = torch.tensor(0.07, dtype=torch.float64)
+    theirs = formulas.soft_target(formulas.similarities(x), same, torch.ones_like(same), t).mean()
+    torch.testing.assert_close(LOSSES.soft_target_info_nce(x, y, temperature=0.07), theirs, rtol=1e-12, atol=1e-12)
+
+
 BY_LABELS = ["info_nce", "supcon", "nt_xent", "n_pairs", "nca", "soft_target_info_nce"]
 
 
@@ -296,6 +304,24 @@ def test_nan_propagates(name):
     with torch.no_grad():
         x[2, 1] = torch.nan
     assert getattr(LOSSES, name)(x, torch.tensor([0, 0, 1, 1, 2, 2])).isnan()
+
+
+def test_supcon_of_one_positive_learns_past_the_reach_of_a_difference():
+    """Two views: the log-sum-exp over the positives is the positive itself, and no rounding is left of the two."""
+    y = torch.arange(8).repeat(2)
+    x = F.normalize(torch.eye(8, dtype=torch.float64)[y] + 0.05 * torch.randn(16, 8, dtype=torch.float64)).float()
+    wanted = [LOSSES.supcon(x.double(), y, temperature=t, reduction="none") for t in (0.05, 0.03)]
+    for t, right in zip((0.05, 0.03), wanted, strict=True):
+        found = LOSSES.supcon(x, y, temperature=t, reduction="none")
+        torch.testing.assert_close(found.double(), right, rtol=1e-3, atol=0)
+
+
+def test_gradients_of_nt_xent_add_up_in_a_fixed_order():
+    """Indexing a tensor adds up its gradients in the order of the threads."""
+    x, y = points(12), labels_of(12, 3)
+    with torch.autograd.profiler.profile() as profile:
+        LOSSES.nt_xent(x, y).backward()
+    assert not any("index_put" in event.key for event in profile.key_averages())
 
 
 def test_info_nce_learns_past_the_reach_of_a_difference():

@@ -225,3 +225,22 @@ def test_autocast():
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine, loss(x, ref), rtol=0.05, atol=0.05)
         assert torch.autograd.grad(mine, x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["calibrated_uniformity", "soft_triple"])
+def test_autocast_rounds_the_embeddings_and_nothing_else(name):
+    x, other, y = points(40, dtype=torch.float32), points(40, dtype=torch.float32), torch.arange(40) % 4
+    a, b = (F.normalize(v).bfloat16().double() for v in (x, other))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if name == "soft_triple":
+            mine = LOSSES.soft_triple(x, y, other)
+            s = (a @ b.T).view(40, 4, 10)
+            relaxed = (torch.softmax(s / 0.1, 2) * s).sum(2)
+            wanted = F.cross_entropy(20 * (relaxed - 0.01 * F.one_hot(y, 4)), y)
+        else:
+            mine = LOSSES.calibrated_uniformity(x, other)
+            i, j = torch.triu_indices(40, 40, 1)
+            wanted = (4 * ((a @ a.T) - (b @ b.T).clamp(0, 0.8)))[i, j].exp().mean().log()
+    assert mine.dtype == torch.float32
+    torch.testing.assert_close(mine.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.autograd.grad(mine, x)[0].dtype == torch.float32

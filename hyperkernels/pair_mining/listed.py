@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import logsigmoid
 
 from .ordered import take
 from .pairs import SELECT, Bound, Listed, Pairs
@@ -70,6 +70,12 @@ class ListedPairs:
                 )
         if not len(rows):
             return rows, columns
+        for name, v, size in (("rows", rows, self.n), ("columns", columns, self.m)):
+            inside = ((v >= 0) & (v < size)).all()
+            if v.is_cuda:
+                torch._assert_async(inside)  # not read on the host
+            elif not inside:
+                raise IndexError(f"{name} of pairs must be in [0, {size}); got {int(v.min())} to {int(v.max())}")
         key = (rows * self.m + columns).sort().values
         if distinct:
             key = torch.unique_consecutive(key)
@@ -115,7 +121,6 @@ class ListedPairs:
         offset: Bound = None,
         lower: Bound = None,
         upper: Bound = None,
-        tile: Any = None,
     ) -> Statistics:
         rows, columns, u = self._selected(select, lower, upper)
         return self._statistics(rows, columns, u, self.n, moments, extremes, transform, scale, offset)
@@ -146,7 +151,7 @@ class ListedPairs:
             assert a is not None
             if transform.name == "softplus":
                 z = take(a, rows) * u if b is None else take(a, rows) * u + take(b, rows)
-                value, sigma = runs.reduce(F.softplus(z), "sum"), torch.sigmoid(z).detach()
+                value, sigma = runs.reduce(-logsigmoid(-z), "sum"), torch.sigmoid(z).detach()
                 d_offset, d_scale = runs.reduce(sigma, "sum"), runs.reduce(sigma * u, "sum").detach()
             else:
                 power = _power(u[:, None], take(a, rows), transform)[:, 0]

@@ -163,13 +163,13 @@ def soft_triple(
 
     size = max(1, _BLOCK // max(1, pairs.n * k))
     over, target = [], unit.new_zeros(pairs.n)
-    for first in range(0, classes, size):
-        lse, logit = checkpoint(
-            block, unit, classes_of - first, weight[first : first + size],
-            use_reentrant=False, preserve_rng_state=False,
-        )  # fmt: skip
-        over.append(lse)
-        target = target + logit
+    with torch.autocast(unit.device.type, enabled=False):  # pairs.x is in its dtype already
+        for number, part in enumerate(weight.split(size)):
+            lse, logit = checkpoint(
+                block, unit, classes_of - number * size, part, use_reentrant=False, preserve_rng_state=False
+            )
+            over.append(lse)
+            target = target + logit
     counted = (classes_of >= 0) & (classes_of < classes)
     return reduce_counted(torch.stack(over).logsumexp(0) - target, counted, reduction)
 

@@ -55,8 +55,9 @@ def soft_target_info_nce_of(
 ) -> torch.Tensor:
     everything = pairs.statistics("all", moments=True, transform=LINEAR, scale=scale)
     positive = pairs.statistics("positive", moments=True)
-    count, total = positive.count, positive.sum
-    negative_count, negative_total = everything.count - count, everything.sum - total
+    total, negative_total = positive.sum, everything.sum - positive.sum
+    # An integer times a number would be float32.
+    count, negative_count = (c.to(total.dtype) for c in (positive.count, everything.count - positive.count))
     some = everything.count > 0
     lse = torch.where(some, everything.value, 0)
     if diagonal:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ... import _check
+from ..ordered import take
 from ..pairs import LINEAR, Pairs
 from .common import REDUCTIONS, Number, inverse, nonzero, normalized, reduce_counted, scalar, softplus
 from .info_nce import cross_entropy, info_nce_of, of_logits, of_statistics
@@ -106,7 +107,7 @@ def nt_xent(
 def nt_xent_of(pairs: Pairs, *, scale: Number, reduction: str = "mean") -> torch.Tensor:
     negative = pairs.statistics("negative", transform=LINEAR, scale=scale).value
     listed = pairs.listed("positive")
-    loss = softplus(negative[listed.rows] - scale * pairs.values(listed.rows, listed.columns))
+    loss = softplus(take(negative, listed.rows) - scale * pairs.values(listed.rows, listed.columns))
     return reduce_counted(loss, torch.ones_like(loss, dtype=torch.bool), reduction)
 
 

@@ -104,10 +104,11 @@ def calibrated_uniformity(
     if n < 2:
         return (a.sum() + b.sum()) * 0
     size = max(1, _BLOCK // n)
-    parts = [
-        checkpoint(block, a, b, first, min(first + size, n), use_reentrant=False, preserve_rng_state=False)
-        for first in range(0, n - 1, size)
-    ]
+    with torch.autocast(a.device.type, enabled=False):  # a and b are rounded to its dtype already
+        parts = [
+            checkpoint(block, a, b, first, min(first + size, n), use_reentrant=False, preserve_rng_state=False)
+            for first in range(0, n - 1, size)
+        ]
     return torch.stack(parts).logsumexp(0) - math.log(n * (n - 1) / 2)
 
 
@@ -177,7 +178,8 @@ def siglip(
         ref: [M, D] of the dtype of x.
         labels, ref_labels: [N] and [M] int64; positives are the pairs of equal labels. None: row i of ref is the
             positive of row i, M at least N.
-        ids, ref_ids: int64 numbers of the samples; pairs of equal ids do not count.
+        ids, ref_ids: int64 numbers of the samples; pairs of equal ids do not count, but for the positive in row i of
+            ref.
         t: scale of the cosines (the exponential of the paper's t'); a tensor of one element may be learned.
         b: bias; a tensor of one element may be learned.
         reduction: "mean" over the rows, "sum", or "none": [N].
