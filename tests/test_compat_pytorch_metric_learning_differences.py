@@ -137,3 +137,43 @@ def test_difference_the_sample_itself_in_memory():
     torch.testing.assert_close(memory(x, y), their_losses.NCALoss()(x, y))
     lifted = losses.CrossBatchMemory(losses.LiftedStructureLoss(), D, 40)
     torch.testing.assert_close(lifted(x, y), their_losses.LiftedStructureLoss()(x, y))
+
+
+def test_difference_their_distributed_wrappers_refuse_these():
+    distributed = pytest.importorskip("pytorch_metric_learning.utils.distributed")
+    distributed.DistributedLossWrapper(their_losses.NTXentLoss())
+    for wrapper, ours in (
+        (distributed.DistributedLossWrapper, losses.NTXentLoss()),
+        (distributed.DistributedMinerWrapper, miners.BatchHardMiner()),
+    ):
+        with pytest.raises(TypeError, match="must extend"):
+            wrapper(ours)
+
+
+def test_difference_exceptions_and_labels_of_floating_point():
+    x, y = embeddings(), labels_of()
+    ours, theirs = both("ContrastiveLoss")
+    short = (y[:2], y[:1], y[:2], y[:2])
+    with pytest.raises(AssertionError):
+        theirs(x, None, short)
+    with pytest.raises(ValueError, match="columns of pairs"):
+        ours(x, None, short)
+    with pytest.raises(TypeError, match="labels must be integers"):
+        ours(x, y.double())
+    torch.testing.assert_close(theirs(x, y.double()), ours(x, y))
+
+
+def test_difference_negative_indices():
+    x, last = embeddings(), torch.tensor([-1, 0])
+    ours, theirs = both("ContrastiveLoss")
+    assert theirs(x, None, (last, last + 3, last + 5)) > 0
+    with pytest.raises(IndexError, match="rows of pairs"):
+        ours(x, None, (last, last + 3, last + 5))
+
+
+def test_difference_statistics_are_not_collected():
+    x, y = embeddings(), labels_of()
+    ours, theirs = (c.PairMarginMiner(collect_stats=True) for c in (miners, their_miners))
+    ours(x, y), theirs(x, y)
+    assert ours.num_pos_pairs == theirs.num_pos_pairs and ours.num_neg_pairs == theirs.num_neg_pairs
+    assert hasattr(theirs, "pos_pair_dist") and not hasattr(ours, "pos_pair_dist")
