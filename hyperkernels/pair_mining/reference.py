@@ -144,7 +144,7 @@ def statistics(
     if transform.name == "softplus":
         assert scale is not None
         z = scale[:, None] * u + (0 if offset is None else offset[:, None])
-        value = torch.where(keep, F.softplus(torch.where(keep, z, 0)), 0).sum(1)
+        value = torch.where(keep, F.softplus(torch.where(keep, z, 0), threshold=60), 0).sum(1)
         sigma = torch.where(keep, torch.sigmoid(z), 0).detach()
         d_offset, d_scale = sigma.sum(1), torch.where(keep, sigma * u, 0).sum(1).detach()
     elif transform.name != "none":

@@ -69,10 +69,8 @@ def seed_of(seed: int | None) -> int:
     return seed
 
 
-def random_words(
-    rows: torch.Tensor, columns: torch.Tensor, purpose: int, seed: int, block: int = 0
-) -> list[torch.Tensor]:
-    """Four 32-bit numbers, as int64, of each (row, column) and block: the same on every device. `purpose` keeps the
-    streams of one seed apart; the engine's own draws are purpose 0, four to a block."""
-    fill = torch.full_like(columns, block)
+def random_words(rows: torch.Tensor, columns: torch.Tensor, purpose: int, seed: int) -> list[torch.Tensor]:
+    """Four 32-bit numbers, as int64, of each (row, column): the same on every device. `purpose` keeps the streams of
+    one seed apart; the engine's own draws are purpose 0."""
+    fill = torch.zeros_like(columns)
     return philox([columns, rows.expand_as(columns), fill, torch.full_like(columns, purpose)], seed)
