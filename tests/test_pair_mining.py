@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 import hyperkernels as hk
 from hyperkernels.pair_mining.codes import codes
@@ -218,7 +219,12 @@ WRONG = [
     (ValueError, "similarity", {"similarity": "manhattan"}),
     (TypeError, "scale", {"scale": "big"}),
     (ValueError, "lower", {"lower": torch.ones(3)}),
+    (TypeError, "scale", {"scale": None}),
+    (TypeError, "offset", {"offset": "low"}),
+    (TypeError, "statistics", {"statistics": None}),
+    (TypeError, "statistics", {"statistics": "lse"}),
     (TypeError, "ignore_label", {"ignore_label": 1.5}),
+    (ValueError, "ignore_label", {"ignore_label": 2**63}),
     (ValueError, "ignore_label", {"ignore_label": 1, "multi_hot": True}),
     (ValueError, "eps", {"eps": 0.0}),
 ]
@@ -229,6 +235,26 @@ def test_a_wrong_argument_is_named(error, name, change):
     arguments = {"x": torch.randn(4, 3), "labels": torch.tensor([0, 0, 1, 1])} | change
     with pytest.raises(error, match=rf"\b{name}\b"):
         hk.pair_statistics(**arguments)
+
+
+def test_bounds_beyond_the_range_of_the_dtype():
+    x = torch.randn(6, 3)
+    within = hk.pair_statistics(x, lower=-1e300, upper=1e300, statistics=())
+    assert within.count.tolist() == [5] * 6
+    a, _, _, _ = hk.mining.pair_margin(x, torch.zeros(6, dtype=torch.int64), pos_margin=1e300)
+    assert len(a) == 30
+
+
+def test_a_tangent_of_the_scale_is_not_dropped():
+    x, scale = torch.randn(6, 3), torch.tensor(2.0)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(scale, torch.tensor(1.0))
+        try:
+            found = hk.pair_statistics(x, similarity="dot", scale=dual, statistics=("lse",)).lse
+        except RuntimeError as error:
+            assert "forward-mode" in str(error)
+        else:
+            assert forward_ad.unpack_dual(found).tangent is not None
 
 
 def test_the_list_of_positives_comes_in_the_order_of_the_rows():

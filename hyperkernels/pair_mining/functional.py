@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ def pair_statistics(
     ref_labels: torch.Tensor | None = None,
     *,
     select: str = "all",
-    statistics: Sequence[str] = ("moments", "extremes", "lse"),
+    statistics: Collection[str] = ("moments", "extremes", "lse"),
     ids: torch.Tensor | None = None,
     ref_ids: torch.Tensor | None = None,
     similarity: str = "cosine",
@@ -63,9 +63,11 @@ def pair_statistics(
             them, and with ref None, only a row and itself are excluded; never by value.
         similarity: "cosine", "dot", "euclidean" or "squared_euclidean"; the last two are minus the distance, so that
             larger always means closer.
-        scale, offset: numbers, scalars or [N]; differentiable. lse is log sum exp(scale * similarity), softplus_sum is
+        scale, offset: numbers, scalars or [N]; differentiable, but for that of softmax_mean to scale, which raises
+            RuntimeError in backward. lse is log sum exp(scale * similarity), softplus_sum is
             sum softplus(scale * similarity + offset).
-        lower, upper: numbers, scalars or [N]; only pairs with lower < similarity < upper count. Held constant.
+        lower, upper: numbers, scalars or [N]; only pairs with lower < similarity < upper count. Held constant. None and
+            NaN: no bound. A similarity that is NaN is within any.
         ignore_label: rows and columns of this label have no pairs.
         multi_hot: labels are sets of up to 64 bits; two are equal where they share one.
         eps: floor of the norm, for "cosine"; a shorter row gets a zero gradient.
@@ -80,16 +82,24 @@ def pair_statistics(
         TypeError, ValueError: a wrong argument, named.
     """
     _check.choice("select", select, SELECT)
+    if isinstance(statistics, str) or not isinstance(statistics, Collection):
+        raise TypeError(f"statistics must be a sequence of names; got {statistics!r}")
     for name in statistics:
         _check.choice("statistics", name, GROUPS)
+    if scale is None or offset is None:
+        raise TypeError("scale and offset must be numbers or tensors; got None")
     pairs = Pairs(
         x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity, ignore_label=ignore_label,
         multi_hot=multi_hot, eps=eps,
     )  # fmt: skip
+    if select != "all" and labels is None:
+        raise ValueError(f"labels must be given for select={select!r}")
+    given = (("scale", scale), ("offset", offset), ("lower", lower), ("upper", upper))
+    by, shift, low, high = (pairs.row_numbers(name, value) for name, value in given)
     linear = "lse" in statistics
     first = pairs.statistics(
         select, moments="moments" in statistics, extremes="extremes" in statistics,
-        transform=LINEAR if linear else Transform(), scale=scale if linear else None, lower=lower, upper=upper,
+        transform=LINEAR if linear else Transform(), scale=by if linear else None, lower=low, upper=high,
     )  # fmt: skip
     found: dict[str, Any] = {"count": first.count}
     if "moments" in statistics:
@@ -99,7 +109,7 @@ def pair_statistics(
     if linear:
         found |= {"lse": first.value, "softmax_mean": first.d_scale}
     if "softplus" in statistics:
-        second = pairs.statistics(select, transform=SOFTPLUS, scale=scale, offset=offset, lower=lower, upper=upper)
+        second = pairs.statistics(select, transform=SOFTPLUS, scale=by, offset=shift, lower=low, upper=high)
         found |= {"softplus_sum": second.value}
     return PairStatistics(**found)
 

@@ -199,12 +199,13 @@ for _device in ("CPU", "CUDA"):  # on the CPU in Triton's interpreter
     LIBRARY.impl("pair_statistics_backward_triton", launch("triton_backward", "pair_statistics_backward"), _device)
 
 
-def kernel(name: str, problem: Problem) -> Callable[..., Any] | None:
-    """The op of that name with the kernels of the backend in force; None: the reference runs."""
+def kernel(name: str, problem: Problem, *numbers: torch.Tensor | None) -> Callable[..., Any] | None:
+    """The op of that name with the kernels of the backend in force; None: the reference runs. `numbers`: what else is
+    differentiable."""
     backend = _backend.select("pair_mining", problem.x.device)
     if backend == "reference":
         return None
-    _backend.refuse_forward_mode(name, *(t for t in (problem.x, problem.ref) if t is not None))
+    _backend.refuse_forward_mode(name, *(t for t in (problem.x, problem.ref, *numbers) if t is not None))
     return getattr(torch.ops.hyperkernels, f"{name}_triton" if backend == "triton" else name)
 
 
@@ -237,7 +238,8 @@ def pair_statistics(
     tile: Tile | None = None,
 ) -> tuple[Statistics, Statistics | None]:
     """Of the rows, and where `columns` is given of the columns too (ref must be given then)."""
-    run = kernel("pair_statistics", problem)
+    of_columns = () if columns is None else (columns.scale, columns.offset)
+    run = kernel("pair_statistics", problem, scale, offset, *of_columns)
     if run is None:
         rows = reference.statistics(problem, scale, offset, moments, extremes, transform)
         if columns is None:

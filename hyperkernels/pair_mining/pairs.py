@@ -60,8 +60,8 @@ class Pairs:
     ) -> None:
         _check.choice("similarity", similarity, SIMILARITIES)
         eps = _check.number("eps", eps, above=0.0)
-        self.x = self.embeddings("x", x, similarity, eps)
-        self.ref = None
+        self.x = _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
+        self.ref = ref
         if ref is not None:
             _check.tensor("ref", ref, _check.FLOAT_DTYPES, dim=2)
             if ref.dtype != x.dtype:
@@ -69,7 +69,6 @@ class Pairs:
             _check.same_device("ref", ref, "x", x)
             if ref.shape[1] != x.shape[1]:
                 raise ValueError(f"ref must have the embedding size of x ({x.shape[1]}); got {tuple(ref.shape)}")
-            self.ref = self.embeddings("ref", ref, similarity, eps)
         self.similarity = "dot" if similarity == "cosine" else similarity
         self.n, self.m = self.x.shape[0], (self.x if self.ref is None else self.ref).shape[0]
         self.multi_hot = bool(multi_hot)
@@ -81,11 +80,15 @@ class Pairs:
         ref_ids = self._integers("ref_ids", ref_ids, self.m)
         self._check_sides("ids", ids, ref_ids)
         if ignore_label is not None:
-            _check.integer("ignore_label", ignore_label)
+            if not -(2**63) <= _check.integer("ignore_label", ignore_label) < 2**63:
+                raise ValueError(f"ignore_label must be within 64 bits, with its sign; got {ignore_label}")
             if self.multi_hot:
                 raise ValueError(
                     "ignore_label must be None where labels are multi-hot; a row of no bits has no positive"
                 )
+        # Nothing is computed before all is checked.
+        self.x = self.embeddings("x", x, similarity, eps)
+        self.ref = None if ref is None else self.embeddings("ref", ref, similarity, eps)
         self._label, self._ref_label = self._label_codes(ignore_label)
         self._id, self._ref_id = self._id_codes(ids, ref_ids)
         self._order: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
@@ -147,7 +150,8 @@ class Pairs:
         if not isinstance(value, torch.Tensor):
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
-            return torch.full((n,), float(value), dtype=self.dtype, device=self.x.device)
+            # By way of float64: what is beyond the range of float32 becomes infinite, where torch.full would refuse it.
+            return torch.full((n,), float(value), dtype=torch.float64, device=self.x.device).to(self.dtype)
         _check.tensor(name, value, _check.FLOAT_DTYPES)
         _check.same_device(name, value, "x", self.x)
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, n)):

@@ -181,7 +181,7 @@ def _window(pairs: Pairs, name: str, allowed: Any, similarity: str) -> tuple[tor
             raise ValueError(f"{name} must have low <= high; got {allowed!r}")
         if is_distance(similarity):
             low, high = -high, -low
-    ends = (torch.full((), v, dtype=pairs.dtype, device=pairs.x.device) for v in (low, high))
+    ends = (torch.full((), v, dtype=torch.float64, device=pairs.x.device).to(pairs.dtype) for v in (low, high))
     low_end, high_end = ends
     return below(low_end), above(high_end)
 

@@ -123,6 +123,13 @@ def mine_hard_negatives(
         raise ValueError(
             f"range_max must be at least range_min + num_negatives ({range_min + num_negatives}); got {range_max}"
         )
+    limits = (("max_score", max_score), ("min_score", min_score))
+    margins = (("absolute_margin", absolute_margin), ("relative_margin", relative_margin))
+    for name, value in (*limits, *margins):
+        if value is not None:
+            _check.number(name, value)
+    if seed is not None:
+        seed_of(seed)
     _check_embeddings("queries", queries, "documents", documents)
     if positives is None:
         pairs = labelled_pairs(queries, labels, documents, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity)
@@ -193,14 +200,14 @@ def semi_hard_pool(
     """
     _check.integer("pool", pool, 0)
     _check.integer("num_negatives", num_negatives, 0)
+    seed = seed_of(seed)
     _check_embeddings("x", x, "bank", bank)
-    if bank is not None:
-        _check.tensor("bank_labels", bank_labels, (torch.int64,), dim=1)
+    _check_bank(bank, bank_labels, ids, bank_ids)
     pairs = labelled_pairs(x, labels, bank, bank_labels, ids=ids, ref_ids=bank_ids, similarity=similarity)
     values, indices = pairs.top_k("all", min(pool, pairs.m))
     of_column = labels if bank_labels is None else bank_labels
     same = F.pad(of_column, (1, 0))[indices + 1] == labels[:, None]
-    return _draw(*_without(values, indices, same), num_negatives, seed_of(seed))
+    return _draw(*_without(values, indices, same), num_negatives, seed)
 
 
 def _check_embeddings(name: str, x: Any, ref_name: str, ref: Any) -> None:
@@ -210,6 +217,23 @@ def _check_embeddings(name: str, x: Any, ref_name: str, ref: Any) -> None:
         _check.tensor(ref_name, ref, (x.dtype,), dim=2)
         if ref.shape[1] != x.shape[1]:
             raise ValueError(f"{ref_name} must be [M, {x.shape[1]}], as {name}; got shape {tuple(ref.shape)}")
+        _check.same_device(ref_name, ref, name, x)
+
+
+def _check_bank(bank: torch.Tensor | None, bank_labels: Any, ids: Any, bank_ids: Any) -> None:
+    if bank is None:
+        if bank_labels is not None or bank_ids is not None:
+            raise ValueError("bank_labels and bank_ids must be None where bank is")
+        return
+    if (ids is None) != (bank_ids is None):
+        raise ValueError("ids and bank_ids must be given both, or neither, where bank is")
+    for name, value in (("bank_labels", bank_labels), ("bank_ids", bank_ids)):
+        if name == "bank_ids" and value is None:
+            continue
+        _check.tensor(name, value, (torch.int64,), dim=1)
+        _check.same_device(name, value, "bank", bank)
+        if value.shape[0] != bank.shape[0]:
+            raise ValueError(f"{name} must have one entry per row of bank ({bank.shape[0]}); got {tuple(value.shape)}")
 
 
 def _top_k(pairs: Pairs, select: str, k: int, lower: Bound, upper: Bound) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,11 +296,9 @@ def _cap(
     some = positive_scores != torch.inf
     p = torch.where(some, positive_scores, 0)
     if absolute_margin is not None:
-        margin = _check.number("absolute_margin", absolute_margin)
-        cap = torch.where(some, torch.minimum(cap, p - margin), cap)
+        cap = torch.where(some, torch.minimum(cap, p - absolute_margin), cap)
     if relative_margin is not None:
-        margin = _check.number("relative_margin", relative_margin)
-        cap = torch.where(some, torch.minimum(cap, p - p.abs() * margin), cap)
+        cap = torch.where(some, torch.minimum(cap, p - p.abs() * relative_margin), cap)
     return cap
 
 
