@@ -185,6 +185,17 @@ def test_nan_is_not_lost():
     assert ((found.argmax >= -1) & (found.argmax < 5)).all()
 
 
+def test_a_row_that_no_pair_names_cannot_poison_a_gradient():
+    x, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 2])
+    ref = torch.randn(3, 3)
+    ref[0] = torch.nan
+    x.requires_grad_()
+    options = {"select": "positive", "similarity": "dot", "ignore_label": -5, "statistics": ("extremes",)}
+    found = hk.pair_statistics(x, labels, ref, torch.tensor([-5, 0, 1]), **options)
+    found.max[found.count > 0].sum().backward()
+    assert x.grad.isfinite().all() and (x.grad[0] != 0).any() and (x.grad[3] == 0).all()
+
+
 def test_the_temperature_learns():
     x, labels = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 4
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)

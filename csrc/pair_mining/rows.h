@@ -160,6 +160,8 @@ HK_INLINE void fold_softplus(const A* u, const Mask<A>* mask, int64_t n, A scale
 // Folds a tile u [rows, ld] into the states of its rows. state is that of the first row; mask and power have room for
 // `columns` numbers.
 struct FoldRows {
+  static constexpr int64_t kRun = 64;
+
   template <class A>
   static HK_INLINE void run(const Asked<A>* asked, const A* u, int64_t ld, int64_t row, int64_t rows, int64_t column,
                             int64_t columns, Mask<A>* mask, A* power, State* state) {
@@ -172,10 +174,12 @@ struct FoldRows {
       for (int64_t j = 0; j < columns; ++j) count -= mask[j];
       if (count == 0) continue;
       state->count += count;
-      if (a.moments) {
+      // In short runs: with few lanes the rounding of a long float sum would show.
+      for (int64_t j0 = 0; a.moments && j0 < columns; j0 += kRun) {
+        const int64_t j1 = std::min(columns, j0 + kRun);
         A sum = 0, sum_squares = 0;
 #pragma omp simd reduction(+ : sum, sum_squares)
-        for (int64_t j = 0; j < columns; ++j) {
+        for (int64_t j = j0; j < j1; ++j) {
           const A v = mask[j] != 0 ? u[j] : A(0);
           sum += v;
           sum_squares += v * v;

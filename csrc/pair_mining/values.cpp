@@ -56,6 +56,7 @@ struct AddGradients {
     for (int64_t k = 0; k < count; ++k) {
       const T* b = others + other[pairs[k]] * d;
       double g = double(gradient[pairs[k]]);
+      if (g == 0) continue;  // the other end may be NaN and mean nothing
       if (similarity == Similarity::kDot) {
 #pragma omp simd
         for (int64_t e = 0; e < d; ++e) sum[e] += g * double(simd::load(b + e));

@@ -49,7 +49,7 @@ def _log_weights(u, WEIGHTS: tl.constexpr, p0, p1, temperature):
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "draws", "seed"])
 def draw_kernel(
-    x_ptr,  # from here on as in tile_of_pairs
+    x_ptr,  # the first ten as of similarities and which_count
     ref_ptr,
     square_ptr,
     ref_square_ptr,
