@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import triton_kernels
 from .reference import Problem
 from .triton_kernels import Tiles, columns_of_split, may_count, parts_of, similarities, which_count
 from .triton_order import (
@@ -237,7 +238,8 @@ def pair_bins(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
     keys = tiles.x.new_full((splits, bins), torch.iinfo(dtype).min, dtype=dtype)
     columns = tiles.x.new_full((splits, bins), -1, dtype=torch.int32)
     if tiles.n and tiles.m:
-        group = min(_LARGEST_GROUP, max(2, triton.next_power_of_2(len(edges) // tiles.n + 1)))
+        largest = 2 if triton_kernels.architecture() == "sm_100" else _LARGEST_GROUP
+        group = min(largest, max(2, triton.next_power_of_2(len(edges) // tiles.n + 1)))
         with torch.cuda.device_of(tiles.x):
             bin_kernel[(tiles.row_tiles * splits,)](
                 *tiles.tensors, *tiles.ranges, tiles.bounds, edges.contiguous(), offsets.contiguous(), counts, sums,

@@ -34,7 +34,7 @@ def _log_exponential(bits, dtype: tl.constexpr):
 
 
 @triton.jit
-def _log_weights(u, WEIGHTS: tl.constexpr, p0, p1, temperature):
+def _log_weights(u, WEIGHTS: tl.constexpr, p0, p1, inverse_temperature):
     """reference.log_weights says what; NaN stays."""
     if WEIGHTS == "exponential":
         weights = p0 * u
@@ -44,7 +44,7 @@ def _log_weights(u, WEIGHTS: tl.constexpr, p0, p1, temperature):
         inside = 1.0 - distance * distance * 0.25
         inside = tl.where(inside < smallest, smallest, inside)
         weights = (2.0 - p0) * tl.log(distance) - (p0 - 3.0) * 0.5 * tl.log(inside)
-    return weights / temperature
+    return weights * inverse_temperature
 
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "draws", "seed"])
@@ -62,7 +62,7 @@ def draw_kernel(
     range_ptr,  # as in may_count
     ref_range_ptr,
     bound_ptr,  # as in columns_of_split
-    parameter_ptr,  # p0, p1 and the temperature
+    parameter_ptr,  # p0, p1 and 1 / temperature
     key_ptr,  # [splits, n, draws]
     column_ptr,  # [splits, n, draws] int32
     n,
@@ -89,7 +89,7 @@ def draw_kernel(
     zero = tl.full([], 0, tl.int32)
     dtype: tl.constexpr = key_ptr.dtype.element_ty
     group = tl.program_id(1)
-    p0, p1, temperature = tl.load(parameter_ptr), tl.load(parameter_ptr + 1), tl.load(parameter_ptr + 2)
+    p0, p1, inverse = tl.load(parameter_ptr), tl.load(parameter_ptr + 1), tl.load(parameter_ptr + 2)
     row = tl.arange(0, BLOCK_ROWS)
     place = tl.arange(0, GROUP)[None, :]
     keys = tl.zeros([BLOCK_ROWS, GROUP], dtype) + lowest(dtype)
@@ -112,7 +112,7 @@ def draw_kernel(
                     u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row,
                     first_column + part * WIDTH, rows_left, columns_left - part * WIDTH, SELECT,
                 )  # fmt: skip
-                weights = _log_weights(u, WEIGHTS, p0, p1, temperature)
+                weights = _log_weights(u, WEIGHTS, p0, p1, inverse)
                 column = tile * BLOCK_COLUMNS + part * WIDTH + tl.arange(0, WIDTH)[None, :]
                 none = tl.zeros([BLOCK_ROWS, WIDTH], tl.uint32)
                 c0 = none + column.to(tl.uint32)
@@ -150,8 +150,9 @@ def pair_sample(*args: Any) -> torch.Tensor:
     keys = tiles.x.new_empty(splits, tiles.n, draws, dtype=dtype)
     columns = tiles.x.new_empty(splits, tiles.n, draws, dtype=torch.int32)
     parameters = tiles.x.new_empty(3, dtype=tiles.dtype)
-    parameters[0], parameters[1], parameters[2] = p0, p1, temperature
-    group = max(4, min(_LARGEST_GROUP, triton.next_power_of_2(draws)))
+    parameters[0], parameters[1], parameters[2] = p0, p1, 1 / temperature
+    largest = _LARGEST_GROUP if tiles.x.dtype.itemsize == 2 else 4
+    group = max(4, min(largest, triton.next_power_of_2(draws)))
     with torch.cuda.device_of(tiles.x):
         draw_kernel[(tiles.row_tiles * splits, triton.cdiv(draws, group))](
             *tiles.tensors, *tiles.ranges, tiles.bounds, parameters, keys, columns, tiles.n, tiles.m, tiles.row_tiles,
