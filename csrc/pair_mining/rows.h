@@ -176,7 +176,7 @@ struct FoldRows {
       state->count += count;
       // In short runs: with few lanes the rounding of a long float sum would show.
       for (int64_t j0 = 0; a.moments && j0 < columns; j0 += kRun) {
-        const int64_t j1 = std::min(columns, j0 + kRun);
+        const int64_t j1 = std::min<int64_t>(columns, j0 + kRun);
         A sum = 0, sum_squares = 0;
 #pragma omp simd reduction(+ : sum, sum_squares)
         for (int64_t j = j0; j < j1; ++j) {
@@ -192,7 +192,9 @@ struct FoldRows {
         fold_extreme(u, mask, columns, A(1), column, state->high);
       }
       if (a.kind == Kind::kSoftplus) {
-        fold_softplus(u, mask, columns, a.scale[i], a.offset[i], *state);
+        for (int64_t j0 = 0; j0 < columns; j0 += kRun) {
+          fold_softplus(u + j0, mask + j0, std::min<int64_t>(kRun, columns - j0), a.scale[i], a.offset[i], *state);
+        }
       } else if (a.kind != Kind::kNone) {
         fold_powers(u, mask, columns, a.scale[i], a.kind == Kind::kCircle, a.p0, a.p1, power, *state);
       }
