@@ -1,6 +1,7 @@
 # make demo   train a recogniser on rendered glyphs and report how good it got
 # make test   every test that this machine can run
-# make lint | bench | gpu OUT=folder | clean
+# make lint | bench | clean
+# make gpu | sanitize | profile OUT=folder    on a machine with a GPU
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -14,7 +15,7 @@ TRITON := triton==3.6.0
 SOURCES := setup.py pyproject.toml hyperkernels/_version.py $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint bench gpu sanitize profile clean
 
 demo: $(VENV)/built
 	$(RUN) -m examples.train_recognizer
@@ -29,7 +30,8 @@ lint: $(VENV)/ready
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
 
 bench: $(VENV)/built
-	$(RUN) -m bench --json bench/out/cpu.json
+	$(PIP) -r bench/requirements.txt || echo "some peers are not to be had here: they are named as absent"
+	$(RUN) -m bench --json bench/out/cpu.json --plots bench/out
 
 # With the Python, torch, Triton and nvcc that the machine has, and no network.
 gpu:
@@ -39,7 +41,21 @@ gpu:
 	$(PYTHON) -m hyperkernels | tee "$$OUT/hyperkernels.txt"
 	$(PYTHON) -c 'from hyperkernels import _backend as b; assert b.has_cuda_kernels(), "the CUDA kernels were not built"'
 	$(PYTHON) -m pytest -m gpu tests/test_*_gpu.py --junitxml="$$OUT/gpu-tests.xml" 2>&1 | tee "$$OUT/gpu-tests.log"
-	$(PYTHON) -m bench --device cuda --json "$$OUT/bench-cuda.json" 2>&1 | tee "$$OUT/bench-cuda.txt"
+	$(PYTHON) -m bench --device cuda --json "$$OUT/bench-cuda.json" --plots "$$OUT" 2>&1 | tee "$$OUT/bench-cuda.txt"
+
+# Out-of-bounds accesses and races, on the smallest tests; without the caching allocator every tensor has its own bounds.
+SMALL := test_widths or test_rows_off or test_edges or test_target_out_of_range or test_sizes or test_values
+sanitize:
+	@test -n "$${OUT:-}" || { echo "usage: make sanitize OUT=folder-for-results"; exit 2; }
+	mkdir -p "$$OUT"
+	for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	  --target-processes all $(PYTHON) -m pytest -m gpu tests/test_*_gpu.py -k "$(SMALL)" 2>&1 | tee "$$OUT/$$tool.log"; done
+
+profile:
+	@test -n "$${OUT:-}" || { echo "usage: make profile OUT=folder-for-results"; exit 2; }
+	mkdir -p "$$OUT"
+	ncu --clock-control none --set full --target-processes all --kernel-name regex:_kernel --launch-count 200 \
+	  --export "$$OUT/profile" --force-overwrite $(PYTHON) -m bench --device cuda --quick
 
 # Where the machine's own torch sees a GPU it is used (its packages are put on the path; it may live in a virtual environment
 # itself); elsewhere the pinned one is installed.

@@ -14,9 +14,10 @@ import torch
 
 import hyperkernels as hk
 
-from .bench_pair_mining import DIM, OURS
-from .harness import Row, environment, table, write_json
+from .bench_pair_mining import DIM
+from .harness import OURS, Row
 from .memory import peak_bytes
+from .report import environment, table, write_json
 
 PROBE = 4_096  # rows of the bare product that is timed
 
@@ -53,18 +54,20 @@ def main() -> None:
 
     def row(name: str, t: float, **more) -> Row:
         ms = t * 1e3
-        times = {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "rate": work / t / 1e9, "over_floor": t / floor}
+        times = {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "samples": 1, "rate": work / t / 1e9}
+        times |= {"over_floor": t / floor, "over_ours": t / seconds[0]}
         return Row(name=name, **common, **times, **more)
 
     rows = [
         row(OURS, seconds[0], peak_mb=peak / 1e6, error=error),
         row(f"floor: one bare GEMM, {len(probe)} rows of it scaled up", floor, is_floor=True),
     ]
-    print(table(rows, OURS))
+    facts = environment("cpu")
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
+    print(table(rows))
     print(f"the matrix of similarities would take {4e-9 * n * n:,.0f} GB; the embeddings take {4e-9 * n * DIM:.2f} GB")
     if arguments.json:
-        write_json(arguments.json, rows, "cpu", f"python -m bench.hardest_negatives {n}")
-        print(environment("cpu"))
+        write_json(arguments.json, rows, facts, f"python -m bench.hardest_negatives {n}")
 
 
 if __name__ == "__main__":

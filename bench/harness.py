@@ -1,175 +1,230 @@
-"""Interleaved timing, and tables and JSON of what it gave."""
+"""What is compared, and how: contenders that take turns, on inputs that rotate, beside the physical floor."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import itertools
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from tqdm import tqdm
 
-import hyperkernels
+from . import memory
+
+OURS = "hyperkernels"
+WARM_UP = 2  # rounds thrown away
+PATIENCE = 5.0  # seconds: a peer that takes longer is timed once, and its row says so
+CUDA_CALLS = 10  # in one sample: the queue stays full, so the gaps of single launches are not charged to the kernel
+LEVELS = ("quick", "default", "full")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the work. ``run(i)`` does it on input set i and returns what it computed."""
+    """One way to do the work. ``run(i)`` does it on input set i and returns what it computed: it is compared with the
+    truth where it is ``judged``."""
 
     name: str
-    run: Callable[[int], object]
+    run: Callable[[int], Any]
     is_floor: bool = False
+    judged: bool = True
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The contenders of a case, ours first and the floor last.
+
+    ``work`` is what one call must do at least, in flops or bytes, and ``unit`` its rate, "GFLOP/s" or "GB/s".
+    ``owned_bytes`` are results that no contender can do without: they are not charged as memory. ``error`` judges what
+    a contender computed from input set 0.
+    """
+
+    contenders: Sequence[Contender]
+    work: float
+    unit: str
+    input_sets: int = 3
+    owned_bytes: int = 0
+    error: Callable[[Any], float] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of contenders: ``build`` makes its inputs, when its turn comes."""
+
+    op: str
+    shape: str  # "N=256 C=1000 D=512"
+    dtype: torch.dtype
+    build: Callable[[], Comparison]
+    samples: int = 11
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.shape} {dtype_name(self.dtype)}"
 
 
 @dataclass(frozen=True)
 class Row:
+    """One contender in one case; times are None where it ran out of memory."""
+
     op: str
     shape: str
     dtype: str
     name: str
-    median_ms: float
-    p20_ms: float
-    p80_ms: float
-    rate: float
-    rate_unit: str
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    samples: int = 0
+    rate: float | None = None
+    rate_unit: str = ""
     peak_mb: float | None = None
     error: float | None = None
     over_floor: float | None = None
+    over_ours: float | None = None
     is_floor: bool = False
+    out_of_memory: bool = False
 
 
-CUDA_CALLS = 10  # in one sample: the queue stays full, so the gaps of single launches are not charged to the kernel
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks for; a family answers with its cases."""
+
+    device: str = "cpu"
+    level: str = "default"
+    dtypes: tuple[torch.dtype, ...] = ()  # none: each case's own
+    checkpoint: Path | None = None  # time the head that was trained there, nothing else
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def full(self) -> bool:
+        return self.level == "full"
+
+    @property
+    def quick(self) -> bool:
+        return self.level == "quick"
+
+    def wanted(self, cases: Iterator[Case]) -> list[Case]:
+        return [case for case in cases if not self.dtypes or case.dtype in self.dtypes]
 
 
-def _time_one(run: Callable[[int], object], i: int, input_sets: int, device: str) -> float:
-    """Seconds of one call on input set i; on a GPU of several calls in a row on input sets that rotate, per call."""
-    if device == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for k in range(CUDA_CALLS):
-            run((i + k) % input_sets)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / CUDA_CALLS
-    start_time = time.perf_counter()
-    run(i % input_sets)
-    return time.perf_counter() - start_time
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def measure(
-    contenders: Sequence[Contender],
-    *,
-    op: str,
-    shape: str,
-    dtype: str,
-    work: float,
-    unit: str,
-    device: str = "cpu",
-    samples: int = 11,
-    input_sets: int = 3,
-    peaks: dict[str, float] | None = None,
-    errors: dict[str, float] | None = None,
-) -> list[Row]:
-    """Rows of all contenders, timed in turns, so that a noisy machine favours none.
+@dataclass
+class Stopwatch:
+    """A clock that moves while a contender runs: by wall time on the CPU, by events on a GPU."""
 
-    ``work`` is what one call must do at least, in flops or bytes; ``unit`` is "GFLOP/s" or "GB/s". Input sets rotate,
-    so caches are as cold as the sizes make them. Two warm-up rounds are thrown away.
-    """
-    times: dict[str, list[float]] = {c.name: [] for c in contenders}
-    for i in tqdm(range(samples + 2), desc=f"{op} {shape} {dtype}", leave=False, disable=None):
-        for c in contenders:
-            seconds = _time_one(c.run, i, input_sets, device)
-            if i >= 2:
-                times[c.name].append(seconds)
-    floor = min((statistics.median(times[c.name]) for c in contenders if c.is_floor), default=None)
-    rows = []
-    for c in contenders:
-        median = statistics.median(times[c.name])
-        deciles = statistics.quantiles(times[c.name], n=10, method="inclusive")
-        rows.append(
-            Row(
-                op=op,
-                shape=shape,
-                dtype=dtype,
-                name=c.name,
-                median_ms=median * 1e3,
-                p20_ms=deciles[1] * 1e3,
-                p80_ms=deciles[7] * 1e3,
-                rate=work / median / 1e9,
-                rate_unit=unit,
-                peak_mb=(peaks or {}).get(c.name),
-                error=(errors or {}).get(c.name),
-                over_floor=median / floor if floor else None,
-                is_floor=c.is_floor,
-            )
+    device: str = "cpu"
+    now: float = field(default=0.0)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def time(self, run: Callable[[int], Any], i: int, input_sets: int) -> float:
+        """Seconds of one call on input set i; on a GPU of several calls in a row on sets that rotate, per call."""
+        if self.device == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            for k in range(CUDA_CALLS):
+                run((i + k) % input_sets)
+            end.record()
+            end.synchronize()
+            seconds = start.elapsed_time(end) / 1e3 / CUDA_CALLS
+        else:
+            begin = time.perf_counter()
+            run(i % input_sets)
+            seconds = time.perf_counter() - begin
+        self.now += seconds
+        return seconds
+
+
+CLOCK = Stopwatch()
+
+
+def measure(case: Case, benchmark: Any, clock: Stopwatch) -> list[Row]:
+    """Rows of all contenders. ``benchmark`` is pytest-benchmark's fixture, under ``clock`` as its timer: it times our
+    rounds; every other contender is timed in the same round, before ours, so that a noisy machine favours none."""
+    comparison = case.build()
+    facts, times = _first_calls(case, comparison, clock)
+    in_turn = [c for c in comparison.contenders if times.get(c.name) == []]
+    rounds = itertools.count()
+    turn = 0
+
+    def others() -> None:
+        nonlocal turn
+        turn = next(rounds)
+        bar.update()
+        for c in in_turn[1:]:
+            times[c.name].append(clock.time(c.run, turn, comparison.input_sets))
+
+    def ours() -> None:
+        times[OURS].append(clock.time(in_turn[0].run, turn, comparison.input_sets))
+
+    benchmark.group = f"{case.op} {dtype_name(case.dtype)}"
+    with tqdm(total=case.samples + WARM_UP, desc=str(case), leave=False, disable=None) as bar:
+        benchmark.pedantic(ours, setup=others, rounds=case.samples, warmup_rounds=WARM_UP)
+    samples = {name: seconds[WARM_UP:] if len(seconds) > 1 else seconds for name, seconds in times.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in samples.items()}
+    floor = min((medians[c.name] for c in comparison.contenders if c.is_floor), default=None)
+    return [
+        Row(
+            op=case.op,
+            shape=case.shape,
+            dtype=dtype_name(case.dtype),
+            name=c.name,
+            is_floor=c.is_floor,
+            **facts[c.name],
+            **(_times(samples[c.name], comparison, floor, medians[OURS]) if c.name in samples else {}),
         )
-    return rows
-
-
-def table(rows: Sequence[Row], ours: str) -> str:
-    """A text table; the last column says how many times longer than `ours` each took."""
-    mine = next(r for r in rows if r.name == ours)
-    cells = [
-        [
-            r.name,
-            f"{r.median_ms:.3g}",
-            f"{r.p20_ms:.3g} - {r.p80_ms:.3g}",
-            f"{r.rate:.3g} {r.rate_unit}",
-            "" if r.over_floor is None else f"{r.over_floor:.2f}",
-            "" if r.peak_mb is None else f"{r.peak_mb:.0f}",
-            "" if r.error is None else f"{r.error:.1e}",
-            f"{r.median_ms / mine.median_ms:.2f}x",
-        ]
-        for r in rows
+        for c in comparison.contenders
     ]
-    head = ["", "ms", "p20 - p80", "rate", "x floor", "extra MB", "error", f"time / {ours}"]
-    return f"{rows[0].op}  {rows[0].shape}  {rows[0].dtype}\n" + tabulate(cells, headers=head, disable_numparse=True)
 
 
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    here = Path(__file__).resolve().parent
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
-
-
-def environment(device: str) -> dict[str, Any]:
-    facts = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "hyperkernels": hyperkernels.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
+def _times(seconds: list[float], comparison: Comparison, floor: float | None, ours: float) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [median] * 9
+    return {
+        "median_ms": median * 1e3,
+        "p20_ms": deciles[1] * 1e3,
+        "p80_ms": deciles[7] * 1e3,
+        "samples": len(seconds),
+        "rate": comparison.work / median / 1e9,
+        "rate_unit": comparison.unit,
+        "over_floor": median / floor if floor else None,
+        "over_ours": median / ours,
     }
-    if device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["cuda"] = torch.version.cuda
-        import triton
-
-        facts["triton"] = triton.__version__
-    return facts
 
 
-def write_json(path: Path, rows: Sequence[Row], device: str, command: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"command": command, "environment": environment(device), "rows": [asdict(r) for r in rows]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def _first_calls(
+    case: Case, comparison: Comparison, clock: Stopwatch
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+    """What the first calls tell of every contender (memory, error), and a list for the times of those that fit into the
+    machine's memory: empty, or with its one entry where the contender is too slow to wait for."""
+    facts: dict[str, dict[str, Any]] = {}
+    times: dict[str, list[float]] = {}
+    for c in comparison.contenders:
+        known = facts[c.name] = {}
+        try:
+            with memory.limited(clock.device):
+                result = c.run(0)  # compiles, too, and fills the caches of libraries
+                if comparison.error is not None and c.judged and not c.is_floor:
+                    known["error"] = comparison.error(result)
+                del result
+                begin = time.perf_counter()
+                peak = memory.peak_bytes(lambda c=c: c.run(1 % comparison.input_sets), clock.device)
+                seconds = time.perf_counter() - begin
+                if not c.is_floor:
+                    known["peak_mb"] = (peak - comparison.owned_bytes) / 1e6
+        except Exception as problem:
+            if c.name == OURS or c.is_floor or not memory.exhausted(problem):
+                raise
+            known["out_of_memory"] = True
+            continue
+        slow = seconds > PATIENCE and c.name != OURS and not c.is_floor
+        times[c.name] = [seconds] if slow else []
+    return facts, times

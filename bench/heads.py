@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 
@@ -11,21 +10,15 @@ import torch.nn.functional as F
 
 import hyperkernels as hk
 
+from .peers import present
+
 Head = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (x, weight, target) -> loss
 
 SCALE, MARGIN = 64.0, 0.5
-PEERS = {"pytorch_metric_learning": "pytorch-metric-learning"}
-GPU_PEERS = {"cut_cross_entropy": "cut-cross-entropy", "liger_kernel": "liger-kernel", "quack": "quack-kernels"}
-
-
-def absent_peers(device: str) -> list[str]:
-    """PyPI names of the peers that are not installed."""
-    peers = PEERS | (GPU_PEERS if device == "cuda" else {})
-    return [name for module, name in peers.items() if importlib.util.find_spec(module) is None]
 
 
 def fused(margin: object, **options: object) -> Head:
-    return lambda x, w, t: hk.margin_softmax_loss(x, w, t, margin=margin, scale=SCALE, **options)
+    return lambda x, w, t: hk.margin_softmax_loss(x, w, t, margin=margin, **{"scale": SCALE, **options})
 
 
 def arcface(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -43,12 +36,16 @@ def cosface(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torc
     return F.cross_entropy(SCALE * (cos - 0.35 * F.one_hot(target, weight.shape[0])), target)
 
 
-def sub_center_arcface(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Three centres a class."""
-    cos = F.linear(F.normalize(x), F.normalize(weight)).view(len(x), -1, 3).amax(2).clamp(-1, 1)
-    target_cos = cos.gather(1, target[:, None])
-    psi = (target_cos.acos() + MARGIN).cos()
-    return F.cross_entropy(SCALE * cos.scatter(1, target[:, None], psi.to(cos.dtype)), target)
+def sub_center_arcface(sub_centers: int) -> Head:
+    """ArcFace over the nearest of a class's centres."""
+
+    def head(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        cos = F.linear(F.normalize(x), F.normalize(weight)).view(len(x), -1, sub_centers).amax(2).clamp(-1, 1)
+        target_cos = cos.gather(1, target[:, None])
+        psi = (target_cos.acos() + MARGIN).cos()
+        return F.cross_entropy(SCALE * cos.scatter(1, target[:, None], psi.to(cos.dtype)), target)
+
+    return head
 
 
 def plain(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -62,7 +59,7 @@ def fused_plain(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> 
 
 def metric_learning(name: str, **options: object) -> dict[str, Head]:
     """A head of pytorch-metric-learning, over our weight (theirs is its transpose); empty if it is not installed."""
-    if importlib.util.find_spec("pytorch_metric_learning") is None:
+    if not present("pytorch_metric_learning"):
         return {}
     from pytorch_metric_learning import losses
 
@@ -92,15 +89,15 @@ def linear_cross_entropy() -> dict[str, Head]:
 def gpu_cross_entropies() -> dict[str, Head]:
     """Fused linear cross-entropies for GPUs, those installed, each exact."""
     heads: dict[str, Head] = {}
-    if importlib.util.find_spec("cut_cross_entropy") is not None:
+    if present("cut_cross_entropy"):
         from cut_cross_entropy import linear_cross_entropy as cce
 
         heads["cut-cross-entropy, exact"] = lambda x, w, t: cce(x, w, t, impl="cce_exact")
-    if importlib.util.find_spec("liger_kernel") is not None:
+    if present("liger_kernel"):
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as liger
 
         heads["liger-kernel"] = lambda x, w, t: liger(x, w, t)
-    if importlib.util.find_spec("quack") is not None:
+    if present("quack"):
         from quack.linear_cross_entropy import chunked_linear_cross_entropy as quack
 
         heads["quack-kernels"] = lambda x, w, t: quack(x, w, t)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -10,21 +9,13 @@ import torch.nn.functional as F
 
 import hyperkernels as hk
 
+from .peers import present
+
 Embeddings, Labels = torch.Tensor, torch.Tensor
 Loss = Callable[[Embeddings, Labels], torch.Tensor]
 Miner = Callable[[Embeddings, Labels], tuple[torch.Tensor, ...]]
 
 TEMPERATURE = 0.1
-PEERS = {"pytorch_metric_learning": "pytorch-metric-learning", "faiss": "faiss-cpu"}
-
-
-def present(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-def absent_peers() -> list[str]:
-    """PyPI names of the peers that are not installed."""
-    return [name for module, name in PEERS.items() if not present(module)]
 
 
 def eager_batch_hard(x: Embeddings, labels: Labels) -> tuple[torch.Tensor, ...]:
@@ -125,13 +116,27 @@ def chunked_top_k(x: Embeddings, ref: Embeddings, k: int, rows: int, same: tuple
     return torch.cat(found)
 
 
-def flat_index(ref: Embeddings):
-    """faiss' exact index of inner products, filled; None where faiss is not installed."""
-    if not present("faiss"):
-        return None
-    import faiss
+def searches(sets: list[tuple[Embeddings, Embeddings]], k: int) -> dict[str, Callable[[int], object]]:
+    """The k best of the references for every query by the packages that are installed, by input set; none can filter.
+    faiss' indices are filled here, outside the time."""
+    found: dict[str, Callable[[int], object]] = {}
+    on_cpu = sets[0][0].device.type == "cpu"
+    if present("faiss") and on_cpu:
+        import faiss
 
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    index = faiss.IndexFlatIP(ref.shape[1])
-    index.add(ref.numpy())
-    return index
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        indices = []
+        for _, ref in sets:
+            index = faiss.IndexFlatIP(ref.shape[1])
+            index.add(ref.numpy())
+            indices.append(index)
+        found["faiss IndexFlatIP"] = lambda i: indices[i].search(sets[i][0].numpy(), k)
+    if present("pykeops"):
+        from pykeops.torch import LazyTensor
+
+        def keops(i: int) -> object:
+            x, ref = sets[i]
+            return (-(LazyTensor(x[:, None]) | LazyTensor(ref[None]))).argKmin(k, dim=1)
+
+        found["pykeops argKmin"] = keops
+    return found

@@ -24,6 +24,9 @@ NVCC_FLAGS = [
 NVCC = shutil.which("nvcc")
 
 
+FOUND: list[dict[str, Any]] = []  # what was compiled, for `--compiled FILE`
+
+
 class Resources(NamedTuple):
     """Of one kernel: registers of a thread, its stack (spills included) and the shared memory of a block, in bytes."""
 
@@ -94,7 +97,32 @@ def compile_triton(
             file.flush()
             usage = _run(_cuobjdump(), "-res-usage", file.name)
         registers, stack = _field(r"REG:(\d+)", usage), _field(r"STACK:(\d+)", usage)
+    types = [kind.removeprefix("*") for kind in signature.values() if kind.startswith("*")]
+    _note(
+        f"{kernel.__module__.removeprefix('hyperkernels.').split('.')[0]}.{kernel.__name__.removesuffix('_kernel')}",
+        target,
+        types[0] if types else "",
+        " x ".join(str(value) for key, value in constants.items() if key.startswith("BLOCK")),
+        options.get("num_warps", 4),
+        (registers, stack, compiled.metadata.shared),
+    )
     return Resources(name, target, registers, stack, compiled.metadata.shared, text)
+
+
+def _note(kernel: str, target: str, dtype: str, tile: str, warps: int, used: tuple[int, int, int]) -> None:
+    registers, stack, shared = used
+    entry = {"kernel": kernel, "target": target, "dtype": dtype, "tile": tile, "warps": warps}
+    entry |= {"registers": registers, "stack": stack, "shared": shared}
+    if target == "sm_90":
+        entry["blocks"] = blocks_per_multiprocessor(registers, shared, warps)
+    if entry not in FOUND:
+        FOUND.append(entry)
+
+
+def blocks_per_multiprocessor(registers: int, shared: int, warps: int) -> int:
+    """How many blocks are at once on a multiprocessor of sm_90; registers are given out by 8 a thread."""
+    by_registers = 65536 // (32 * warps * max(-(-registers // 8) * 8, 8))
+    return min(by_registers, 228 * 1024 // (shared + 1024), 64 // warps, 32)
 
 
 def compile_cuda(source: Path, targets: Iterable[str], includes: Iterable[Path] = ()) -> list[Resources]:

@@ -1,10 +1,27 @@
+import json
 import sys
+from pathlib import Path
 
+import aot
 import pytest
 import torch
 from support import REPORT, ROOT
 
 sys.path.insert(0, str(ROOT))  # bench/ and examples/ are tested from the checkout
+
+
+def pytest_addoption(parser):
+    parser.addoption("--compiled", type=Path, metavar="FILE", help="write what the compilers said of the GPU kernels")
+
+
+def pytest_sessionfinish(session):
+    file = session.config.option.compiled
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        kernels = sorted(aot.FOUND, key=lambda entry: [str(value) for value in entry.values()])
+        command = "python -m pytest tests/test_ahead_of_time*.py --compiled " + str(file)
+        lines = ",\n".join("  " + json.dumps(entry) for entry in kernels)
+        file.write_text(f'{{"command": {json.dumps(command)},\n "kernels": [\n{lines}\n]}}\n')
 
 
 def pytest_terminal_summary(terminalreporter):
