@@ -63,11 +63,14 @@ def compiled_table(kernels: list[dict[str, Any]], family: str, target: str, dtyp
             found.setdefault((name, entry["tile"], entry["warps"]), []).append(entry)
 
     def spread(entries: list[dict[str, Any]], key: str, unit: int = 1) -> str:
-        low, high = (f(entry[key] for entry in entries) / unit for f in (min, max))
+        values = [entry[key] / unit for entry in entries if key in entry]
+        if not values:
+            return ""
+        low, high = min(values), max(values)
         return f"{low:.0f}" if round(low) == round(high) else f"{low:.0f} - {high:.0f}"
 
     lines = [
-        [name, tile, str(warps), *(spread(e, "registers"), spread(e, "shared", 1024), spread(e, "blocks"))]
+        [name, tile, str(warps or ""), *(spread(e, "registers"), spread(e, "shared", 1024), spread(e, "blocks"))]
         for (name, tile, warps), e in sorted(found.items())
     ]
     return _markdown(["kernel", "tile", "warps", "registers", "shared, KB", "blocks / multiprocessor"], lines)

@@ -109,11 +109,14 @@ def compile_triton(
     return Resources(name, target, registers, stack, compiled.metadata.shared, text)
 
 
+_MANGLED = {"d": "fp64", "f": "fp32", "13__nv_bfloat16": "bf16", "6__half": "fp16", "": ""}
+
+
 def _note(kernel: str, target: str, dtype: str, tile: str, warps: int, used: tuple[int, int, int]) -> None:
     registers, stack, shared = used
     entry = {"kernel": kernel, "target": target, "dtype": dtype, "tile": tile, "warps": warps}
     entry |= {"registers": registers, "stack": stack, "shared": shared}
-    if target == "sm_90":
+    if target == "sm_90" and warps:
         entry["blocks"] = blocks_per_multiprocessor(registers, shared, warps)
     if entry not in FOUND:
         FOUND.append(entry)
@@ -147,6 +150,8 @@ def compile_cuda(source: Path, targets: Iterable[str], includes: Iterable[Path] 
                 registers = _field(r"Used (\d+) registers", entry)
                 shared = sum(map(int, re.findall(r"(\d+) bytes smem", entry)))
                 found.append(Resources(kernel, target, registers, stack, shared, sass[kernel]))
+                name, letter = re.search(r"\d([a-z_]+)_kernelI(d|f|13__nv_bfloat16|6__half|)", kernel).groups()
+                _note(f"{source.parent.name}.{name}, CUDA C++", target, _MANGLED[letter], "", 0, found[-1][2:5])
     return found
 
 
