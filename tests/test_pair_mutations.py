@@ -105,8 +105,8 @@ LOSSES = [
         caught_by=["tests/test_losses_margins.py::test_value_and_gradients[triplet-self]"],
     ),
     Mutant(
-        "semi-hard negatives as similar as the positive", "losses/margins.py",
-        "torch.nextafter(positives, below)", "positives",
+        "semi-hard negatives as similar as the positive", "positives.py",
+        "below(found.similarities[order])", "found.similarities[order]",
         caught_by=["tests/test_losses_margins.py::test_duplicates[semi-hard]"],
     ),
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ... import _check
-from ..pairs import SIMILARITIES, Listed, Pairs, unit_rows
+from ..pairs import SIMILARITIES, Pairs, unit_rows
 
 REDUCTIONS = ("mean", "sum", "none")
 MEANS = ("nonzero", "all")
@@ -80,16 +80,17 @@ def in_similarity(similarity: str, value: float) -> float:
     return -value if similarity in DISTANCES else value
 
 
+def thresholds(similarity: str, pos_margin: Any, neg_margin: Any) -> tuple[float, float]:
+    """Both margins as thresholds of the similarity."""
+    given = (("pos_margin", pos_margin), ("neg_margin", neg_margin))
+    near, far = (in_similarity(similarity, _check.number(name, value)) for name, value in given)
+    return near, far
+
+
 def softplus(z: torch.Tensor) -> torch.Tensor:
     """log(1 + exp(z)); exact where `F.softplus` goes over to z, and 0 with a gradient of 0 at -inf."""
     some = z != -torch.inf
     return torch.where(some, -F.logsigmoid(-torch.where(some, z, 0)), 0)
-
-
-def ascending(found: Listed) -> torch.Tensor:
-    """The order of the listed pairs in which those of a row stay together and their similarities rise."""
-    order = found.similarities.argsort(stable=True)
-    return order[found.rows[order].argsort(stable=True)]
 
 
 def reduce(rows: torch.Tensor, reduction: str, count: torch.Tensor | int) -> torch.Tensor:

@@ -12,7 +12,8 @@ import torch
 from ... import _check
 from ..ordered import row_sums, take
 from ..pairs import LINEAR, SOFTPLUS, Pairs
-from .common import DISTANCES, MEANS, REDUCTIONS, ascending, in_similarity, pairs_of, reduce, softplus
+from ..positives import hardest_below, rising
+from .common import DISTANCES, MEANS, REDUCTIONS, pairs_of, reduce, softplus, thresholds
 
 MINING = ("all", "batch_hard", "semi_hard")
 
@@ -60,9 +61,9 @@ def contrastive(
     _check.choice("mean_over", mean_over, MEANS)
     pairs = pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize)
     near, far = (0.0, 1.0) if similarity in DISTANCES else (1.0, 0.0)
-    near = near if pos_margin is None else _check.number("pos_margin", pos_margin)
-    far = far if neg_margin is None else _check.number("neg_margin", neg_margin)
-    near, far = in_similarity(similarity, near), in_similarity(similarity, far)
+    near, far = thresholds(
+        similarity, near if pos_margin is None else pos_margin, far if neg_margin is None else neg_margin
+    )
     return contrastive_of(pairs, near, far, reduction, mean_over)
 
 
@@ -154,7 +155,7 @@ def _all_hinge(pairs: Pairs, margin: float) -> tuple[torch.Tensor, torch.Tensor,
     A negative violates with the positives that it is above, less the margin: as many as the number of its bin.
     """
     found = pairs.listed("positive")
-    order = ascending(found)
+    order = rising(found, found.similarities)
     positives, row = found.similarities[order], found.rows[order]
     count, total, _, _ = pairs.binned("negative", positives - margin, found.offsets)
     numbers = torch.arange(pairs.n + 1, device=row.device)
@@ -196,17 +197,9 @@ def _batch_hard(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, None]:
 def _semi_hard(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `_batch_hard`, [K] of the positive pairs, and the offsets of the rows' pairs."""
     found = pairs.listed("positive")
-    order = ascending(found)
-    positives, row, column = found.similarities[order], found.rows[order], found.columns[order]
-    below = torch.full_like(positives, -torch.inf)
-    # The bins up to an edge hold what is at most the edge; strictly less than the positive is wanted.
-    count, _, _, high_index = pairs.binned("negative", torch.nextafter(positives, below), found.offsets)
-    place = torch.arange(len(count), device=row.device)
-    filled = torch.where(count > 0, place, -1).cummax(0).values
-    last = filled[place[: len(row)] + row]
-    least = pairs.statistics("negative", extremes=True).low_index[row]
-    negative = torch.where(last >= found.offsets[row] + row, high_index[last.clamp_min(0)], least)
-    violation = pairs.values(row, negative.clamp_min(0)) - pairs.values(row, column)
+    negative, least = hardest_below(pairs, found), pairs.statistics("negative", extremes=True).low_index
+    negative = torch.where(negative < 0, least[found.rows], negative)
+    violation = pairs.values(found.rows, negative.clamp_min(0)) - pairs.values(found.rows, found.columns)
     return violation, negative >= 0, found.offsets
 
 

@@ -13,7 +13,7 @@ from ... import _check
 from ..ordered import row_sums, take
 from ..pairs import LINEAR, Pairs
 from ..reference import Statistics, Transform
-from .common import DISTANCES, MEANS, REDUCTIONS, in_similarity, pairs_of, reduce, softplus
+from .common import DISTANCES, MEANS, REDUCTIONS, in_similarity, pairs_of, reduce, softplus, thresholds
 
 SCOPES = ("anchor", "batch")
 
@@ -187,12 +187,10 @@ def lifted(
     Raises:
         TypeError, ValueError: a wrong argument, named.
     """
-    near = in_similarity(similarity, _check.number("pos_margin", pos_margin))
-    far = in_similarity(similarity, _check.number("neg_margin", neg_margin))
+    near, far = thresholds(similarity, pos_margin, neg_margin)
     _check.choice("reduction", reduction, REDUCTIONS)
-    return lifted_of(
-        pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize), near, far, reduction
-    )  # fmt: skip
+    pairs = pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize)
+    return lifted_of(pairs, near, far, reduction)
 
 
 def lifted_of(pairs: Pairs, near: float, far: float, reduction: str = "mean") -> torch.Tensor:
@@ -238,12 +236,10 @@ def generalized_lifted(
     Raises:
         TypeError, ValueError: a wrong argument, named.
     """
-    near = in_similarity(similarity, _check.number("pos_margin", pos_margin))
-    far = in_similarity(similarity, _check.number("neg_margin", neg_margin))
+    near, far = thresholds(similarity, pos_margin, neg_margin)
     _check.choice("reduction", reduction, REDUCTIONS)
-    return generalized_lifted_of(
-        pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize), near, far, reduction
-    )  # fmt: skip
+    pairs = pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize)
+    return generalized_lifted_of(pairs, near, far, reduction)
 
 
 def generalized_lifted_of(pairs: Pairs, near: float, far: float, reduction: str = "mean") -> torch.Tensor:

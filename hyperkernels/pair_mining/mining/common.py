@@ -26,11 +26,6 @@ def labelled_pairs(x: Any, labels: Any, ref: Any, ref_labels: Any, **options: An
     return Pairs(x, labels, ref, ref_labels, **options)
 
 
-def below(value: torch.Tensor) -> torch.Tensor:
-    """The next smaller number: u > below(t) is u >= t, for bounds that the engine takes strictly."""
-    return torch.nextafter(value, torch.full_like(value, -torch.inf))
-
-
 def above(value: torch.Tensor) -> torch.Tensor:
     """The next larger number: u < above(t) is u <= t."""
     return torch.nextafter(value, torch.full_like(value, torch.inf))

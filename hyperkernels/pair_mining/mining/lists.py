@@ -8,7 +8,8 @@ import torch
 
 from ... import _check
 from ..pairs import Pairs
-from .common import PairLists, above, below, is_distance, labelled_pairs
+from ..positives import below
+from .common import PairLists, above, is_distance, labelled_pairs
 
 STRATEGIES = ("easy", "hard", "semihard", "all")
 SEMI_HARD = (("semihard", "easy"), ("semihard", "hard"), ("easy", "semihard"), ("hard", "semihard"))

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from ... import _check
 from ..pairs import Bound, Pairs
-from .common import above, below, labelled_pairs, random_words, seed_of
+from ..positives import below
+from .common import above, labelled_pairs, random_words, seed_of
 
 
 class HardNegatives(NamedTuple):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ... import _check
 from .. import selections
 from ..pairs import Listed, Pairs
-from .common import Triplets, below, labelled_pairs, parts, problem_of_rows
+from ..positives import below, hardest_below, own_bin, rising
+from .common import Triplets, labelled_pairs, parts, problem_of_rows
 
 KINDS = ("all", "hard", "semihard", "easy")
 
@@ -95,14 +96,7 @@ def semi_hard(
         multi_hot=multi_hot,
     )  # fmt: skip
     found = pairs.listed("positive")
-    order = _rising_in_rows(found, found.similarities)
-    counts, _, _, columns = pairs.binned("negative", below(found.similarities[order]), found.offsets)
-    # The hardest below an edge is that of the last bin, of the row's, which is not empty and not above the edge.
-    bins = torch.arange(len(counts), device=counts.device)
-    filled = torch.where(counts > 0, bins, -1).cummax(0).values
-    best = filled[_own_bin(found)]
-    n = torch.empty_like(found.rows)
-    n[order] = torch.where(best >= found.offsets[found.rows] + found.rows, columns[best.clamp_min(0)], -1)
+    n = hardest_below(pairs, found)
     if fallback == "easiest":
         easiest = pairs.statistics("negative", extremes=True).low_index
         n = torch.where(n < 0, easiest[found.rows], n)
@@ -140,13 +134,10 @@ def triplet_margin(
     Raises:
         TypeError, ValueError: a wrong argument, named.
     """
-    _check.choice("type_of_triplets", type_of_triplets, KINDS)
-    margin = _check.number("margin", margin)
-    pairs = labelled_pairs(
-        x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity, ignore_label=ignore_label,
-        multi_hot=multi_hot,
+    pairs, found, margin = _positives(
+        type_of_triplets, margin, x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity,
+        ignore_label=ignore_label, multi_hot=multi_hot,
     )  # fmt: skip
-    found = pairs.listed("positive")
     rows, columns = found.rows, found.columns
     lower, upper = _window(type_of_triplets, found.similarities, margin)
     # Pairs of which not even the extreme negative is within the window are left out before the others are listed.
@@ -196,13 +187,10 @@ def triplet_counts(
     Raises:
         TypeError, ValueError: a wrong argument, named.
     """
-    _check.choice("type_of_triplets", type_of_triplets, KINDS)
-    margin = _check.number("margin", margin)
-    pairs = labelled_pairs(
-        x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity, ignore_label=ignore_label,
-        multi_hot=multi_hot,
+    pairs, found, margin = _positives(
+        type_of_triplets, margin, x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity,
+        ignore_label=ignore_label, multi_hot=multi_hot,
     )  # fmt: skip
-    found = pairs.listed("positive")
     if type_of_triplets == "hard":
         margin = min(margin, 0.0)
     count = _at_least(pairs, found, found.similarities - margin)
@@ -213,6 +201,14 @@ def triplet_counts(
     return TripletCounts(found.rows, found.columns, count)
 
 
+def _positives(kind: Any, margin: Any, *batch: Any, **options: Any) -> tuple[Pairs, Listed, float]:
+    """The pairs, the listed positive ones of which triplets are made, and the margin, all checked."""
+    _check.choice("type_of_triplets", kind, KINDS)
+    margin = _check.number("margin", margin)
+    pairs = labelled_pairs(*batch, **options)
+    return pairs, pairs.listed("positive"), margin
+
+
 def _window(kind: str, positive: torch.Tensor, margin: float) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Between what, exclusively, the negatives' similarities lie in triplets of that kind."""
     if kind == "easy":
@@ -221,22 +217,11 @@ def _window(kind: str, positive: torch.Tensor, margin: float) -> tuple[torch.Ten
     return below(least), positive if kind == "semihard" else None
 
 
-def _rising_in_rows(found: Listed, values: torch.Tensor) -> torch.Tensor:
-    """The order that sorts one number per pair within each row."""
-    order = values.argsort(stable=True)
-    return order[found.rows[order].argsort(stable=True)]
-
-
-def _own_bin(found: Listed) -> torch.Tensor:
-    """Where one edge per pair is sorted in each row, the last bin below each edge."""
-    return torch.arange(len(found.rows), device=found.rows.device) + found.rows
-
-
 def _at_least(pairs: Pairs, found: Listed, least: torch.Tensor) -> torch.Tensor:
     """For each positive pair how many negatives of its row are at least that similar, [K] int64."""
-    order = _rising_in_rows(found, least)
+    order = rising(found, least)
     running = pairs.binned("negative", below(least[order]), found.offsets)[0].cumsum(0)
     last = found.offsets[1:][found.rows] + found.rows
     count = torch.empty_like(found.rows)
-    count[order] = running[last] - running[_own_bin(found)]
+    count[order] = running[last] - running[own_bin(found)]
     return count

@@ -14,6 +14,15 @@ from ..reducers import AvgNonZeroReducer, plain
 from .base import PairLoss, _part
 
 
+class CosineLoss(PairLoss):
+    """Of cosines only."""
+
+    default_distance = CosineSimilarity
+
+    def check_space(self, space: Space) -> None:
+        require_space(space, type(self).__name__, ("cosine",), True, "CosineSimilarity()")
+
+
 class ContrastiveLoss(PairLoss):
     """``hk.losses.contrastive``."""
 
@@ -83,18 +92,14 @@ class NTXentLoss(PairLoss):
         return self.of_positives(losses, pairs, batch)
 
 
-class CircleLoss(PairLoss):
+class CircleLoss(CosineLoss):
     """``hk.losses.circle``, a loss for every anchor."""
 
-    default_distance = CosineSimilarity
     default_reducer = AvgNonZeroReducer
 
     def __init__(self, m: float = 0.4, gamma: float = 80, **options: Any) -> None:
         super().__init__(**options)
         self.m, self.gamma = m, gamma
-
-    def check_space(self, space: Space) -> None:
-        require_space(space, type(self).__name__, ("cosine",), True, "CosineSimilarity()")
 
     def of_pairs(self, pairs: Any, batch: Batch, space: Space) -> Any:
         return self.of_rows(circle_of(pairs, self.m, self.gamma, "none"), batch)
@@ -127,10 +132,9 @@ class GeneralizedLiftedStructureLoss(PairLoss):
         return self.of_rows(generalized_lifted_of(pairs, near, far, "none"), batch)
 
 
-class TupletMarginLoss(PairLoss):
+class TupletMarginLoss(CosineLoss):
     """``hk.losses.tuplet_margin``; the margin is in degrees."""
 
-    default_distance = CosineSimilarity
     distinct = False
 
     def __init__(self, margin: float = 5.73, scale: float = 64, **options: Any) -> None:
@@ -138,18 +142,14 @@ class TupletMarginLoss(PairLoss):
         self.margin, self.scale = math.radians(margin), scale
         self.only_plain("mean", "sum")
 
-    def check_space(self, space: Space) -> None:
-        require_space(space, type(self).__name__, ("cosine",), True, "CosineSimilarity()")
-
     def of_pairs(self, pairs: Any, batch: Batch, space: Space) -> Any:
         return tuplet_margin_of(pairs, math.degrees(self.margin), self.scale, self.only_plain("mean", "sum"))
 
 
-class ThresholdConsistentMarginLoss(PairLoss):
+class ThresholdConsistentMarginLoss(CosineLoss):
     """lambda_plus times the mean of margin_plus - s over the positives below it, and lambda_minus times that of
     s - margin_minus over the negatives above it (arXiv 2307.04047). Reducers see one number."""
 
-    default_distance = CosineSimilarity
     distinct = False
 
     def __init__(
@@ -163,9 +163,6 @@ class ThresholdConsistentMarginLoss(PairLoss):
         super().__init__(**options)
         self.lambda_plus, self.lambda_minus = lambda_plus, lambda_minus
         self.margin_plus, self.margin_minus = margin_plus, margin_minus
-
-    def check_space(self, space: Space) -> None:
-        require_space(space, type(self).__name__, ("cosine",), True, "CosineSimilarity()")
 
     def of_pairs(self, pairs: Any, batch: Batch, space: Space) -> Any:
         positive = pairs.statistics("positive", moments=True, upper=self.margin_plus)
