@@ -36,6 +36,12 @@ def integer(name: str, value: Any, minimum: int | None = None) -> int:
     return int(value)
 
 
+def boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return value
+
+
 def number(
     name: str, value: Any, *, minimum: float = -math.inf, maximum: float = math.inf, above: float = -math.inf
 ) -> float:

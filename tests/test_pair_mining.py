@@ -237,6 +237,9 @@ WRONG = [
     (TypeError, "ignore_label", {"ignore_label": 1.5}),
     (ValueError, "ignore_label", {"ignore_label": 2**63}),
     (ValueError, "ignore_label", {"ignore_label": 1, "multi_hot": True}),
+    (ValueError, "ignore_label", {"ignore_label": 1, "labels": None}),
+    (ValueError, "multi_hot", {"multi_hot": True, "labels": None}),
+    (TypeError, "multi_hot", {"multi_hot": "no"}),
     (ValueError, "eps", {"eps": 0.0}),
 ]
 
@@ -246,6 +249,21 @@ def test_a_wrong_argument_is_named(error, name, change):
     arguments = {"x": torch.randn(4, 3), "labels": torch.tensor([0, 0, 1, 1])} | change
     with pytest.raises(error, match=rf"\b{name}\b"):
         hk.pair_statistics(**arguments)
+
+
+@pytest.mark.parametrize(
+    "loss, name",
+    [
+        ("contrastive", "normalize"), ("nca", "normalize"), ("proxy_nca", "normalize"), ("triplet", "soft"),
+        ("weighted_triplet", "include_self"), ("weighted_triplet", "exact"), ("ranked_list", "detach_weights"),
+        ("info_nce", "symmetric"), ("info_nce", "positive_in_denominator"), ("soft_target_info_nce", "diagonal"),
+    ],
+)  # fmt: skip
+def test_what_is_neither_true_nor_false_is_refused(loss, name):
+    more = {"ranked_list": {"margin": 0.4, "Tn": 1.0}, "proxy_nca": {"proxies": torch.randn(2, 3)}}.get(loss, {})
+    for value in ("no", 1, None):
+        with pytest.raises(TypeError, match=rf"\b{name}\b"):
+            getattr(hk.losses, loss)(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]), **more, **{name: value})
 
 
 def test_bounds_beyond_the_range_of_the_dtype():

@@ -68,8 +68,8 @@ def pair_statistics(
             sum softplus(scale * similarity + offset).
         lower, upper: numbers, scalars or [N]; only pairs with lower < similarity < upper count. Held constant. None and
             NaN: no bound. A similarity that is NaN is within any.
-        ignore_label: rows and columns of this label have no pairs.
-        multi_hot: labels are sets of up to 64 bits; two are equal where they share one.
+        ignore_label: rows and columns of this label have no pairs; None without labels.
+        multi_hot: labels are sets of up to 64 bits; two are equal where they share one. False without labels.
         eps: floor of the norm, for "cosine"; a shorter row gets a zero gradient.
 
     Returns:

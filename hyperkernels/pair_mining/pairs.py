@@ -55,7 +55,7 @@ class Pairs:
         ref_ids: Any = None,
         similarity: Any = "cosine",
         ignore_label: Any = None,
-        multi_hot: bool = False,
+        multi_hot: Any = False,
         eps: Any = 1e-12,
     ) -> None:
         _check.choice("similarity", similarity, SIMILARITIES)
@@ -71,11 +71,13 @@ class Pairs:
                 raise ValueError(f"ref must have the embedding size of x ({x.shape[1]}); got {tuple(ref.shape)}")
         self.similarity = "dot" if similarity == "cosine" else similarity
         self.n, self.m = self.x.shape[0], (self.x if self.ref is None else self.ref).shape[0]
-        self.multi_hot = bool(multi_hot)
+        self.multi_hot = _check.boolean("multi_hot", multi_hot)
         self.dtype = accumulate_dtype(self.x.dtype)
         self.labels = self._integers("labels", labels, self.n)
         self.ref_labels = self._integers("ref_labels", ref_labels, self.m)
         self._check_sides("labels", self.labels, self.ref_labels)
+        if labels is None and (self.multi_hot or ignore_label is not None):
+            raise ValueError(f"labels must be given where {'multi_hot' if self.multi_hot else 'ignore_label'} is")
         ids = self._integers("ids", ids, self.n)
         ref_ids = self._integers("ref_ids", ref_ids, self.m)
         self._check_sides("ids", ids, ref_ids)

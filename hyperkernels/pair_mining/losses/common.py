@@ -30,6 +30,7 @@ def pairs_of(
 ) -> Pairs:
     """The pairs that a loss is of; distances are those of unit rows where `normalize` says so."""
     _check.choice("similarity", similarity, allowed)
+    _check.boolean("normalize", normalize)
     _check.tensor("labels", labels, (torch.int64,), dim=1)
     if similarity in DISTANCES and normalize:
         x, ref = (

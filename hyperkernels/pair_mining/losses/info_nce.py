@@ -100,6 +100,8 @@ def info_nce(
     """
     _check.choice("same_label", same_label, SAME_LABEL)
     _check.choice("reduction", reduction, REDUCTIONS)
+    _check.boolean("positive_in_denominator", positive_in_denominator)
+    _check.boolean("symmetric", symmetric)
     columns = labels.shape[1] if isinstance(labels, torch.Tensor) and labels.dim() == 2 else None
     if columns == 0:
         raise ValueError(f"labels must be [N] or [N, K] with K at least 1; got shape {tuple(labels.shape)}")  # type: ignore[union-attr]

@@ -126,8 +126,9 @@ def triplet(
     _check.choice("mining", mining, MINING)
     _check.choice("reduction", reduction, REDUCTIONS)
     _check.choice("mean_over", mean_over, MEANS)
+    _check.boolean("soft", soft)
     pairs = pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize)
-    return triplet_of(pairs, margin, mining, bool(soft), reduction, mean_over)
+    return triplet_of(pairs, margin, mining, soft, reduction, mean_over)
 
 
 def triplet_of(

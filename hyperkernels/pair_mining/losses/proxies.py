@@ -51,7 +51,7 @@ def proxy_nca(
         TypeError, ValueError: a wrong argument, named.
     """
     _check.choice("reduction", reduction, REDUCTIONS)
-    if normalize:
+    if _check.boolean("normalize", normalize):
         x, proxies = normalized("x", x), normalized("proxies", proxies)
     pairs = Pairs(x, labels, *_of_proxies(proxies, proxy_labels), similarity=similarity)
     return nca_of(pairs, scale=scalar("softmax_scale", softmax_scale, pairs.dtype), reduction=reduction)

@@ -45,6 +45,7 @@ def soft_target_info_nce(
         TypeError, ValueError: a wrong argument, named.
     """
     _check.choice("reduction", reduction, REDUCTIONS)
+    _check.boolean("diagonal", diagonal)
     pairs = Pairs(x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity)
     scale = inverse("temperature", temperature, pairs.dtype)
     return soft_target_info_nce_of(pairs, scale=scale, diagonal=diagonal and ref is None, reduction=reduction)

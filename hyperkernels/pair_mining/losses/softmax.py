@@ -186,7 +186,7 @@ def nca(
         TypeError, ValueError: a wrong argument, named.
     """
     _check.choice("reduction", reduction, REDUCTIONS)
-    if normalize:
+    if _check.boolean("normalize", normalize):
         x, ref = normalized("x", x), None if ref is None else normalized("ref", ref)
     pairs = Pairs(x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity)
     return nca_of(pairs, scale=scalar("softmax_scale", softmax_scale, pairs.dtype), reduction=reduction)

@@ -286,10 +286,12 @@ def weighted_triplet(
         TypeError, ValueError: a wrong argument, named.
     """
     _check.choice("reduction", reduction, REDUCTIONS)
+    _check.boolean("include_self", include_self)
+    _check.boolean("exact", exact)
     if (include_self or not exact) and similarity not in DISTANCES:
         raise ValueError(f"similarity must be a distance for include_self or exact=False; got {similarity!r}")
     pairs = pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize)
-    return weighted_triplet_of(pairs, bool(include_self), bool(exact), reduction)
+    return weighted_triplet_of(pairs, include_self, exact, reduction)
 
 
 def weighted_triplet_of(
@@ -357,8 +359,9 @@ def ranked_list(
     tn, tp = _check.number("Tn", Tn, minimum=0.0), _check.number("Tp", Tp, minimum=0.0)
     imbalance = _check.number("imbalance", imbalance, minimum=0.0, maximum=1.0)
     _check.choice("reduction", reduction, REDUCTIONS)
+    _check.boolean("detach_weights", detach_weights)
     pairs = pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize, DISTANCES)
-    return ranked_list_of(pairs, margin - alpha, -alpha, tp, tn, imbalance, bool(detach_weights), reduction)
+    return ranked_list_of(pairs, margin - alpha, -alpha, tp, tn, imbalance, detach_weights, reduction)
 
 
 def ranked_list_of(
