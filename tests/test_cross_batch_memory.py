@@ -82,6 +82,44 @@ def test_saved_and_loaded_it_goes_on_alike(before):
             assert torch.equal(other.enqueue(x, labels), reference.enqueue(x, labels))
 
 
+STATES = {
+    "another memory size": lambda state: CrossBatchMemory(4, 12).state_dict(),
+    "another embedding size": lambda state: {**state, "_embeddings": torch.zeros(10, 5)},
+    "labels missing": lambda state: {k: v for k, v in state.items() if k != "_labels"},
+    "no tensor": lambda state: {**state, "_ids": [1]},
+    "no pointer": lambda state: {**state, "_extra_state": torch.zeros(2, dtype=torch.int64)},
+    "pointer beyond the ring": lambda state: {**state, "_extra_state": torch.tensor([10, 10, 0])},
+    "filled beyond the ring": lambda state: {**state, "_extra_state": torch.tensor([0, 11, 0])},
+}
+
+
+@pytest.mark.parametrize("nested", (False, True))
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_that_is_refused_changes_nothing(name, nested):
+    memory, other = CrossBatchMemory(4, 10), CrossBatchMemory(4, 10)
+    memory.enqueue(*batch(3))
+    other.enqueue(*batch(17))
+    before = {k: v.clone() for k, v in memory.state_dict().items()}
+    state = STATES[name](other.state_dict())
+    with pytest.raises(RuntimeError):
+        if nested:
+            state = {f"0.{k}": v for k, v in state.items()}
+            torch.nn.ModuleList([memory]).load_state_dict(state)
+        else:
+            memory.load_state_dict(state)
+    after = memory.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_state_without_a_memory_is_missing_or_left_out():
+    memory = CrossBatchMemory(4, 10)
+    ids = memory.enqueue(*batch(3))
+    with pytest.raises(RuntimeError, match="_labels"):
+        memory.load_state_dict({})
+    memory.load_state_dict({}, strict=False)
+    assert torch.equal(memory.ids, ids)
+
+
 def test_a_batch_is_no_pair_of_itself():
     """The queued batch: what a miner finds is what it finds in the rest, and in the batch among itself."""
     memory = CrossBatchMemory(4, 64, dtype=torch.float64)

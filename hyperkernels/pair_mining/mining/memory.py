@@ -103,6 +103,35 @@ class CrossBatchMemory(torch.nn.Module):
         self._filled = min(self._filled + kept, self.memory_size)
         return ids
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *messages: list[str]
+    ) -> None:
+        """The whole of a state, or of one that does not fit nothing: a pointer is of no use beside another ring."""
+        faults = self._faults(state_dict, prefix)
+        if faults:
+            messages[-1].extend(faults)
+        else:
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *messages)
+
+    def _faults(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
+        """What keeps the memory from taking the state; one that has nothing of a memory leaves it as it is."""
+        own = {**self._buffers, "_extra_state": self.get_extra_state()}
+        if not any(prefix + name in state_dict for name in own):
+            return []
+        faults = []
+        for name, value in own.items():
+            given, shape = state_dict.get(prefix + name), list(value.shape)  # type: ignore[union-attr]
+            if not isinstance(given, torch.Tensor) or list(given.shape) != shape:
+                what = list(given.shape) if isinstance(given, torch.Tensor) else given
+                faults.append(f"{prefix}{name} must be a tensor of shape {shape}; got {what}")
+        if not faults:
+            pointer, filled, _ = state_dict[f"{prefix}_extra_state"].tolist()
+            if not (0 <= pointer < self.memory_size and 0 <= filled <= self.memory_size):
+                faults.append(
+                    f"{prefix}_extra_state must be of a memory of {self.memory_size}; got {[pointer, filled]}"
+                )
+        return faults
+
     def get_extra_state(self) -> torch.Tensor:
         return torch.tensor([self._pointer, self._filled, self._next_id])
 
