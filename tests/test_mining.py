@@ -166,6 +166,15 @@ def test_easy_hard(data, ranges, pos, neg, similarity):
         assert sides(found) == expected
 
 
+def test_easy_hard_without_ranges_looks_at_infinite_similarities():
+    x, labels = torch.tensor([[1e30], [-1e30], [1e30], [1e30], [0.0]]), torch.tensor([0, 0, 0, 1, 1])
+    a1, p, a2, n = mining.batch_easy_hard(x, labels, pos_strategy="hard", neg_strategy="hard", similarity="dot")
+    hardest = mining.batch_hard(x, labels, similarity="dot")
+    assert torch.equal(a1, a2)
+    for ours, expected in zip((a1, p, n), hardest, strict=True):
+        assert torch.equal(ours, expected)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_small_integers(data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..pairs import Pairs
 from ..positives import below
 from .common import PairLists, above, is_distance, labelled_pairs
 
+Limit = torch.Tensor | None
 STRATEGIES = ("easy", "hard", "semihard", "all")
 SEMI_HARD = (("semihard", "easy"), ("semihard", "hard"), ("easy", "semihard"), ("hard", "semihard"))
 
@@ -68,12 +70,12 @@ def batch_easy_hard(
 
     def positive(lower: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = pos_window
-        low = low if lower is None else torch.maximum(low, lower)
+        low = _tighter(torch.maximum, low, lower)
         return _extreme(pairs, "positive", pos_strategy == "easy", low, high)
 
     def negative(upper: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = neg_window
-        high = high if upper is None else torch.minimum(high, upper)
+        high = _tighter(torch.minimum, high, upper)
         return _extreme(pairs, "negative", neg_strategy != "easy", low, high)
 
     if "all" in strategies:
@@ -170,26 +172,30 @@ def pair_margin(
     return positives.rows, positives.columns, negatives.rows, negatives.columns
 
 
-def _window(pairs: Pairs, name: str, allowed: Any, similarity: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _window(pairs: Pairs, name: str, allowed: Any, similarity: str) -> tuple[Limit, Limit]:
     """The exclusive bounds on the similarity, scalars, of a closed range of similarities or distances."""
     if allowed is None:
-        low, high = -torch.inf, torch.inf
-    else:
-        if not isinstance(allowed, (tuple, list)) or len(allowed) != 2:
-            raise ValueError(f"{name} must be a pair of numbers (low, high); got {allowed!r}")
-        low, high = (_check.number(f"{name}[{k}]", v) for k, v in enumerate(allowed))
-        if low > high:
-            raise ValueError(f"{name} must have low <= high; got {allowed!r}")
-        if is_distance(similarity):
-            low, high = -high, -low
+        return None, None
+    if not isinstance(allowed, (tuple, list)) or len(allowed) != 2:
+        raise ValueError(f"{name} must be a pair of numbers (low, high); got {allowed!r}")
+    low, high = (_check.number(f"{name}[{k}]", v) for k, v in enumerate(allowed))
+    if low > high:
+        raise ValueError(f"{name} must have low <= high; got {allowed!r}")
+    if is_distance(similarity):
+        low, high = -high, -low
     ends = (torch.full((), v, dtype=torch.float64, device=pairs.x.device).to(pairs.dtype) for v in (low, high))
     low_end, high_end = ends
     return below(low_end), above(high_end)
 
 
-def _extreme(
-    pairs: Pairs, select: str, largest: bool, lower: torch.Tensor, upper: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _tighter(of: Callable[..., torch.Tensor], first: Limit, second: Limit) -> Limit:
+    """Of two bounds, None being none."""
+    if first is None or second is None:
+        return second if first is None else first
+    return of(first, second)
+
+
+def _extreme(pairs: Pairs, select: str, largest: bool, lower: Limit, upper: Limit) -> tuple[torch.Tensor, torch.Tensor]:
     found = pairs.statistics(select, extremes=True, lower=lower, upper=upper)
     return (found.high, found.high_index) if largest else (found.low, found.low_index)
 
