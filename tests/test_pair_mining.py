@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
 import hyperkernels as hk
+from hyperkernels.pair_mining import reference
 from hyperkernels.pair_mining.codes import codes
 from hyperkernels.pair_mining.pairs import Pairs
 
@@ -294,3 +295,37 @@ def test_the_list_of_positives_comes_in_the_order_of_the_rows():
     assert torch.equal(found.rows, rows) and torch.equal(found.columns, columns)
     assert torch.equal(found.offsets.diff(), torch.bincount(rows, minlength=40))
     torch.testing.assert_close(found.similarities, (unit @ unit.T)[rows, columns])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.sampled_from([0, 1, 2, 13, 90]), m=st.sampled_from([None, 0, 1, 7, 75]),
+    similarity=st.sampled_from(["dot", "squared_euclidean"]), ids=st.booleans(), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_the_bins_of_positives_are_those_of_the_reference(n, m, similarity, ids, seed):
+    torch.manual_seed(seed)
+    sizes = [n] if m is None else [n, m]
+    leaves = [torch.randn(k, 4, dtype=torch.float64, requires_grad=True) for k in sizes]
+    labels, numbers = ([torch.randint(-3, 20, (k,)) % top - 3 for k in sizes] for top in (8, 19))
+    (x, ref), (y, ref_y), (own, ref_ids) = ([*v, None][:2] for v in (leaves, labels, numbers))
+    names = {"ids": own, "ref_ids": ref_ids} if ids else {}
+    pairs = Pairs(x, y, ref, ref_y, similarity=similarity, ignore_label=-3, **names)
+    lower, counts = torch.randn(n, dtype=torch.float64) - 4, torch.randint(0, 5, (n,))
+    offsets = F.pad(counts.cumsum(0), (1, 0))
+    edges = torch.cat([lower[:0], *(2 * torch.randn(k, dtype=torch.float64).sort().values for k in counts.tolist())])
+    ours = pairs.binned("positive", edges, offsets, lower=lower)
+    truth = reference.binned(pairs.problem("positive", lower), edges, offsets)
+    for mine, right in zip(ours, truth, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-10)
+    weight = torch.randn_like(truth[1])
+    mine, right = (torch.autograd.grad((v[1] * weight).sum(), leaves, materialize_grads=True) for v in (ours, truth))
+    torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-10)
+
+
+def test_a_pass_over_the_positives_goes_in_the_order_of_the_labels(monkeypatch):
+    seen = []
+    monkeypatch.setattr(reference, "binned", lambda p, *a, of=reference.binned: seen.append(p.label) or of(p, *a))
+    with hk.backend("reference"):
+        labels = torch.tensor([3, 0, 3, 1, 0])
+        Pairs(torch.randn(5, 2), labels).binned("positive", torch.zeros(5), torch.arange(6))
+    assert seen[0].tolist() == [0, 0, 1, 2, 2]

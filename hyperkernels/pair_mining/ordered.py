@@ -12,6 +12,16 @@ def row_sums(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     return torch.segment_reduce(values, "sum", offsets=offsets, initial=0)
 
 
+def moved(offsets: torch.Tensor, order: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the runs offsets[i]:offsets[i+1], with `total` entries, taken in that order: which entries, and the offsets
+    of the runs then."""
+    counts = offsets.diff()[order]
+    after = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    run = torch.repeat_interleave(counts, output_size=total)
+    shift = offsets[:-1][order] - after[:-1]
+    return torch.arange(total, device=offsets.device) + shift[run], after
+
+
 class _Take(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from .. import _check
 from ..unit_norm.functional import unit_norm
 from . import op, selections
 from .codes import codes
+from .ordered import moved
 from .reference import Problem, Statistics, Transform, accumulate_dtype
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "squared_euclidean")
@@ -169,6 +170,10 @@ class Pairs:
             self.x, self.ref, self._label, self._ref_label, self._id, self._ref_id, low, high, select, self.similarity
         )
 
+    def _in_order(self, select: str) -> bool:
+        """Whether a pass goes over rows and columns in the order of their labels."""
+        return select == "positive" and not self.multi_hot
+
     def _by_label(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows and columns in the order of their labels, and where each row went. Sorted, the tiles without a positive
         pair are known by their labels, and skipped: a pass over the positives costs next to nothing."""
@@ -182,19 +187,25 @@ class Pairs:
         order, ref_order, _ = self._by_label()
 
         def take(v: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-            return v[by] if v.numel() else v
+            return v.index_select(0, by) if v.numel() else v
 
         p = problem
         return p._replace(
-            x=p.x[order],
-            ref=None if p.ref is None else p.ref[ref_order],
-            label=p.label[order],
-            ref_label=p.ref_label[ref_order],
+            x=p.x.index_select(0, order),
+            ref=None if p.ref is None else p.ref.index_select(0, ref_order),
+            label=take(p.label, order),
+            ref_label=take(p.ref_label, ref_order),
             id=take(p.id, order),
             ref_id=take(p.ref_id, ref_order),
             lower=None if p.lower is None else p.lower[order],
             upper=None if p.upper is None else p.upper[order],
         )  # fmt: skip
+
+    def _columns(self, index: torch.Tensor) -> torch.Tensor:
+        """The columns that had these numbers in the order of the labels; -1 stays."""
+        if not self.m:
+            return index
+        return torch.where(index >= 0, self._by_label()[1][index.clamp_min(0)], -1)
 
     def statistics(
         self,
@@ -215,18 +226,13 @@ class Pairs:
         problem = self.problem(select, lower, upper)
         given = (self.row_numbers(name, v) for name, v in (("scale", scale), ("offset", offset)))
         a, b = (v if v is None else v.contiguous() for v in given)
-        if select != "positive" or self.multi_hot:
+        if not self._in_order(select):
             return op.pair_statistics(problem, a, b, moments, extremes, transform)[0]
-        order, ref_order, place = self._by_label()
-        a, b = (v if v is None else v[order] for v in (a, b))
+        order, _, place = self._by_label()
+        a, b = (v if v is None else v.index_select(0, order) for v in (a, b))
         rows, _ = op.pair_statistics(self._sorted(problem), a, b, moments, extremes, transform, tile=SORTED_TILE)
-        rows = Statistics(*(v[place] if v.numel() else v for v in rows))
-        if not extremes or not self.m:
-            return rows
-        low, high = (
-            torch.where(index >= 0, ref_order[index.clamp_min(0)], -1) for index in (rows.low_index, rows.high_index)
-        )
-        return rows._replace(low_index=low, high_index=high)
+        rows = Statistics(*(v.index_select(0, place) if v.numel() else v for v in rows))
+        return rows._replace(low_index=self._columns(rows.low_index), high_index=self._columns(rows.high_index))
 
     def statistics_of_both(
         self,
@@ -276,17 +282,15 @@ class Pairs:
     def listed(self, select: str, lower: Bound = None, upper: Bound = None) -> Listed:
         """All pairs that count."""
         problem = self.problem(select, lower, upper)
-        ordered = select == "positive" and not self.multi_hot
-        found = selections.listed(self._sorted(problem), SORTED_TILE) if ordered else selections.listed(problem)
-        offsets, columns, similarities = found
+        if self._in_order(select):
+            _, ref_order, place = self._by_label()
+            offsets, columns, similarities = selections.listed(self._sorted(problem), SORTED_TILE)
+            back, offsets = moved(offsets, place, len(columns))
+            columns, similarities = ref_order[columns[back]], similarities[back]
+        else:
+            offsets, columns, similarities = selections.listed(problem)
         rows = torch.repeat_interleave(offsets.diff(), output_size=len(columns))
-        if not ordered:
-            return Listed(rows, columns, similarities, offsets)
-        order, ref_order, _ = self._by_label()
-        rows, back = order[rows].sort(stable=True)
-        counts = torch.zeros_like(order).scatter_(0, order, offsets.diff())
-        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        return Listed(rows, ref_order[columns][back], similarities[back], offsets)
+        return Listed(rows, columns, similarities, offsets)
 
     def sample(
         self,
@@ -308,4 +312,13 @@ class Pairs:
         self, select: str, edges: torch.Tensor, offsets: torch.Tensor, lower: Bound = None, upper: Bound = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Count, sum (differentiable), largest similarity and its column in every bin; `reference.binned` says how."""
-        return selections.binned(self.problem(select, lower, upper), edges, offsets)
+        problem = self.problem(select, lower, upper)
+        if not self._in_order(select):
+            return selections.binned(problem, edges, offsets)
+        order, _, place = self._by_label()
+        chosen, after = moved(offsets, order, len(edges))
+        found = selections.binned(self._sorted(problem), edges[chosen], after, SORTED_TILE)
+        bins = after + torch.arange(self.n + 1, device=after.device)  # one more than edges in every row
+        back, _ = moved(bins, place, len(edges) + self.n)
+        count, total, high, index = (v.index_select(0, back) for v in found)
+        return count, total, high, self._columns(index)
