@@ -1,13 +1,38 @@
-"""Problems for the tests of the pair kernels."""
+"""Problems for the tests of the kernels that return pairs, and what those tests share."""
 
 from __future__ import annotations
 
-import torch
+import os
+import subprocess
+import sys
 
+import torch
+from hypothesis import strategies as st
+from support import ROOT
+
+from hyperkernels.pair_mining import selections
+from hyperkernels.pair_mining.op import Tile
 from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
 
 SIMILARITIES = ("dot", "euclidean", "squared_euclidean")
 SELECTS = ("positive", "negative", "all")
+TILES = st.sampled_from([Tile(1, 1), Tile(3, 5), Tile(7, 64), Tile(256, 512)])
+CASES = st.fixed_dictionaries(
+    {
+        "n": st.sampled_from([0, 1, 2, 7, 31, 70]),
+        "m": st.sampled_from([0, 1, 3, 13, 67, 300]),
+        "d": st.sampled_from([0, 1, 3, 17]),
+        "labels": st.sampled_from(["none", "codes", "bits"]),
+        "select": st.sampled_from(SELECTS),
+        "similarity": st.sampled_from(SIMILARITIES),
+        "self_pairs": st.booleans(),
+        "ids": st.booleans(),
+        "window": st.booleans(),
+        "whole": st.booleans(),
+        "classes": st.sampled_from([1, 3, 40]),
+    }
+)
+SEEDS = st.integers(0, 2**31)
 
 
 def make(
@@ -66,3 +91,40 @@ def make_edges(problem, most=6, whole=False):
     edges = torch.cat([*rows, torch.empty(0, dtype=number)])
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     return edges.round() if whole else edges, offsets
+
+
+def tolerance(options, truth):
+    """Distances near zero carry the square root of a rounding error, but for whole numbers."""
+    if options["whole"]:
+        return {"rtol": 1e-12, "atol": 1e-12}
+    return {"rtol": 1e-9, "atol": 1e-6 if options["similarity"] == "euclidean" else 1e-9}
+
+
+def assert_equal(ours, truth, options=None):
+    for mine, right in zip(ours, truth, strict=True):
+        assert mine.dtype == right.dtype and mine.shape == right.shape
+        if mine.is_floating_point() and options is not None:
+            torch.testing.assert_close(mine, right, equal_nan=True, **tolerance(options, right))
+        else:
+            torch.testing.assert_close(mine, right, equal_nan=True, rtol=0, atol=0)
+
+
+def everything(problem, tile, k=3):
+    """What every op says of a problem, with edges that depend on the problem alone."""
+    torch.manual_seed(1)
+    edges = make_edges(problem, whole=True)
+    weights = "exponential" if problem.similarity == "dot" else "distance"
+    return [
+        *selections.top_k(problem, k, tile),
+        *selections.listed(problem, tile),
+        selections.sample(problem, 5, 7, weights, 3.0, 0.5, 2.0, tile),
+        *selections.binned(problem, *edges, tile),
+    ]
+
+
+def assert_passes_at(capability, file, names):
+    """The tests of those names with the kernels of a lower instruction set."""
+    environment = os.environ | {"HYPERKERNELS_CPU_CAPABILITY": capability}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", names]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]

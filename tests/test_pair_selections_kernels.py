@@ -1,17 +1,23 @@
 """The C++ kernels of the ops that return pairs, against the reference in float64."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from accuracy import assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_selection_kernel_cases import SELECTS, SIMILARITIES, make, make_edges, to
-from support import ROOT
+from pair_selection_kernel_cases import (
+    CASES,
+    SEEDS,
+    SIMILARITIES,
+    TILES,
+    assert_equal,
+    assert_passes_at,
+    everything,
+    make,
+    make_edges,
+    to,
+)
 
 from hyperkernels.pair_mining import reference, selections
 from hyperkernels.pair_mining.op import Tile
@@ -19,52 +25,6 @@ from hyperkernels.pair_mining.op import Tile
 pytest.importorskip("hyperkernels._C")
 
 OPS = torch.ops.hyperkernels
-TILES = st.sampled_from([Tile(1, 1), Tile(3, 5), Tile(7, 64), Tile(256, 512)])
-CASES = st.fixed_dictionaries(
-    {
-        "n": st.sampled_from([0, 1, 2, 7, 31, 70]),
-        "m": st.sampled_from([0, 1, 3, 13, 67, 300]),
-        "d": st.sampled_from([0, 1, 3, 17]),
-        "labels": st.sampled_from(["none", "codes", "bits"]),
-        "select": st.sampled_from(SELECTS),
-        "similarity": st.sampled_from(SIMILARITIES),
-        "self_pairs": st.booleans(),
-        "ids": st.booleans(),
-        "window": st.booleans(),
-        "whole": st.booleans(),
-        "classes": st.sampled_from([1, 3, 40]),
-    }
-)
-SEEDS = st.integers(0, 2**31)
-
-
-def tolerance(options, truth):
-    """Distances near zero carry the square root of a rounding error, but for whole numbers."""
-    if options["whole"]:
-        return {"rtol": 1e-12, "atol": 1e-12}
-    return {"rtol": 1e-9, "atol": 1e-6 if options["similarity"] == "euclidean" else 1e-9}
-
-
-def assert_equal(ours, truth, options=None):
-    for mine, right in zip(ours, truth, strict=True):
-        assert mine.dtype == right.dtype and mine.shape == right.shape
-        if mine.is_floating_point() and options is not None:
-            torch.testing.assert_close(mine, right, equal_nan=True, **tolerance(options, right))
-        else:
-            torch.testing.assert_close(mine, right, equal_nan=True, rtol=0, atol=0)
-
-
-def everything(problem, tile, k=3):
-    """What every op says of a problem, with edges that depend on the problem alone."""
-    torch.manual_seed(1)
-    edges = make_edges(problem, whole=True)
-    weights = "exponential" if problem.similarity == "dot" else "distance"
-    return [
-        *selections.top_k(problem, k, tile),
-        *selections.listed(problem, tile),
-        selections.sample(problem, 5, 7, weights, 3.0, 0.5, 2.0, tile),
-        *selections.binned(problem, *edges, tile),
-    ]
 
 
 @settings(max_examples=150, deadline=None)
@@ -102,59 +62,6 @@ def test_sample(options, seed, tile, draws, weigh, temperature):
     assert torch.equal(found, reference.sample(problem, draws, key, *weights))
 
 
-@settings(max_examples=150, deadline=None)
-@given(options=CASES, seed=SEEDS, tile=TILES)
-def test_bins_and_their_gradient(options, seed, tile):
-    torch.manual_seed(seed)
-    problem = make(**options)
-    edges = make_edges(problem, whole=options["whole"])
-    leaves = [t.requires_grad_() for t in problem[:2] if t is not None]
-    ours, truth = selections.binned(problem, *edges, tile), reference.binned(problem, *edges)
-    assert_equal([t.detach() for t in ours], [t.detach() for t in truth], options)
-    if ours[1].numel() > 0 and truth[1].requires_grad:
-        weight = torch.randn_like(ours[1])
-        assert_equal(
-            torch.autograd.grad((ours[1] * weight).sum(), leaves),
-            torch.autograd.grad((truth[1] * weight).sum(), leaves, materialize_grads=True),
-            options,
-        )
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    n=st.sampled_from([1, 2, 40]), d=st.sampled_from([0, 1, 17, 1500]), similarity=st.sampled_from(SIMILARITIES),
-    self_pairs=st.booleans(), count=st.sampled_from([0, 1, 300]), seed=SEEDS,
-)  # fmt: skip
-def test_values_and_their_gradient(n, d, similarity, self_pairs, count, seed):
-    torch.manual_seed(seed)
-    problem = make(n=n, m=9, d=d, self_pairs=self_pairs)
-    leaves = [t.requires_grad_() for t in problem[:2] if t is not None]
-    rows, columns = torch.randint(0, n, (count,)), torch.randint(0, n if self_pairs else 9, (count,))
-    ours = selections.values(*problem[:2], rows, columns, similarity)
-    truth = reference.listed_similarities(*problem[:2], rows, columns, similarity)
-    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
-    weight = torch.randn_like(ours)
-    for mine, right in zip(
-        torch.autograd.grad((ours * weight).sum(), leaves),
-        torch.autograd.grad((truth * weight).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("self_pairs", [False, True])
-def test_gradcheck(similarity, self_pairs):
-    problem = make(n=5, m=4, d=3, similarity=similarity, self_pairs=self_pairs, ids=True)
-    leaves = [t.requires_grad_() for t in problem[:2] if t is not None]
-    edges = make_edges(problem)
-    columns = torch.tensor([1, 0, 3, 2, 1])
-    assert torch.autograd.gradcheck(lambda *_: selections.binned(problem, *edges, Tile(2, 3))[1], leaves)
-    assert torch.autograd.gradcheck(
-        lambda *_: selections.values(*problem[:2], torch.arange(5), columns, similarity), leaves
-    )
-
-
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("self_pairs", [False, True])
 @pytest.mark.parametrize("sizes", [(70, 300), (3, 5000)])  # one lane, many lanes
@@ -176,59 +83,6 @@ def test_whole_numbers_are_exact_for_any_tile_and_threads(similarity, self_pairs
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_equal_bits_for_any_threads(dtype, similarity):
-    problem = make(70, 3000, 65, similarity=similarity, dtype=dtype, window=True)
-    edges, threads, results = make_edges(problem), torch.get_num_threads(), []
-    leaves = [t.requires_grad_() for t in problem[:2]]
-    rows, columns = torch.randint(0, 70, (999,)), torch.randint(0, 3000, (999,))
-    weight = torch.randn(len(edges[0]) + 70).to(edges[0].dtype)
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            total = selections.binned(problem, *edges, Tile(32, 128))[1]
-            values = selections.values(*problem[:2], rows, columns, similarity)
-            results.append(
-                [
-                    *everything(problem, Tile(32, 128)), total.detach(), values.detach(),
-                    *torch.autograd.grad((total * weight).sum(), leaves), *torch.autograd.grad(values.sum(), leaves),
-                ]
-            )  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert_equal([t.detach() for t in results[0]], [t.detach() for t in other])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("self_pairs", [False, True])
-def test_accuracy(dtype, similarity, self_pairs):
-    """Gradients of sums; where two passes of rounding could put a pair into another bin there are no edges."""
-    problem = make(90, 200, 130, similarity=similarity, self_pairs=self_pairs, dtype=dtype, ids=self_pairs, classes=9)
-    if self_pairs:
-        problem = problem._replace(id=torch.arange(90, dtype=torch.int32), ref_id=torch.arange(90, dtype=torch.int32))
-    edges = torch.empty(0, dtype=reference.accumulate_dtype(dtype)), torch.zeros(91, dtype=torch.int64)
-    rows, columns = torch.randint(0, 90, (999,)), torch.randint(0, 90, (999,))
-    weights = torch.randn(90, dtype=torch.float64), torch.randn(999, dtype=torch.float64)
-
-    def results(problem, binned, values):
-        problem = problem._replace(x=problem.x.detach(), ref=None if problem.ref is None else problem.ref.detach())
-        leaves = [t.requires_grad_() for t in problem[:2] if t is not None]
-        number = reference.accumulate_dtype(problem.x.dtype)
-        total = binned(problem, edges[0].to(number), edges[1])[1]
-        value = values(*problem[:2], rows, columns, similarity)
-        first = torch.autograd.grad((total * weights[0].to(number)).sum(), leaves)
-        return [total, value, *first, *torch.autograd.grad((value * weights[1].to(number)).sum(), leaves)]
-
-    truth = results(to(problem, torch.float64), reference.binned, reference.listed_similarities)
-    peer = results(problem, reference.binned, reference.listed_similarities)
-    ours = results(problem, lambda *a: selections.binned(*a, Tile(32, 64)), selections.values)
-    for mine, other, right in zip(ours, peer, truth, strict=True):
-        assert_as_accurate(mine.detach(), other.detach(), right.detach())
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("similarity", ["dot", "squared_euclidean"])
 def test_nan_is_the_largest_and_not_dropped(dtype, similarity):
@@ -244,18 +98,6 @@ def test_nan_is_the_largest_and_not_dropped(dtype, similarity):
         ours, truth = selections.binned(problem, *edges, tile), reference.binned(problem, *edges)
         for mine, right in zip(ours, truth, strict=True):
             torch.testing.assert_close(mine, right, equal_nan=True)
-
-
-def test_distances_of_nan():
-    problem = make(20, 150, 4, similarity="squared_euclidean", whole=True)
-    problem.x[3, 1], problem.ref[5, 0], problem.ref[77, 2] = torch.nan, torch.nan, torch.nan
-    values, indices = selections.top_k(problem, 40)
-    distances = selections.top_k(problem._replace(similarity="euclidean"), 40)
-    assert values.isnan().any()
-    torch.testing.assert_close(distances[0], -(-values).sqrt(), equal_nan=True)
-    assert torch.equal(distances[1], indices)
-    rows = torch.arange(20)
-    assert selections.values(*problem[:2], rows, rows, "euclidean").isnan().nonzero().flatten().tolist() == [3, 5]
 
 
 def test_many_ties_and_infinite_similarities():
@@ -354,11 +196,7 @@ def test_every_element_is_written(dtype):
 
 @pytest.mark.parametrize("capability", ["avx2", "baseline"])
 def test_lower_instruction_sets(capability):
-    names = "test_accuracy or equal_bits or any_tile or lower_precision or nan or ties"
-    environment = os.environ | {"HYPERKERNELS_CPU_CAPABILITY": capability}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", names]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert_passes_at(capability, __file__, "any_tile or lower_precision or nan or ties")
 
 
 def test_not_contiguous():
