@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,10 +58,28 @@ def _cuobjdump() -> str:
     return str(bundled) if bundled.exists() else shutil.which("cuobjdump") or "cuobjdump"
 
 
+def _leaves(path: tuple[int, ...], kind: Any, value: Any) -> Iterator[tuple[tuple[int, ...], str, Any]]:
+    """(path, Triton type, value) of an argument, or of everything in a tuple."""
+    if not isinstance(kind, tuple):
+        yield path, kind, value
+        return
+    for i, (inner, own) in enumerate(zip(kind, value, strict=True)):
+        yield from _leaves((*path, i), inner, own)
+
+
+def named_constants(constants: Mapping[str, Any]) -> dict[str, Any]:
+    """The constants of a kernel, those in tuples among them."""
+    named = {}
+    for name, value in constants.items():
+        found = value._asdict() if isinstance(value, tuple) else {name: value}
+        named |= {key: getattr(v, "value", v) for key, v in found.items() if v is not None}
+    return named
+
+
 def compile_triton(
     kernel: Any,
     target: str,
-    signature: Mapping[str, str],
+    signature: Mapping[str, Any],
     constants: Mapping[str, Any],
     **options: Any,
 ) -> Resources:
@@ -71,8 +89,9 @@ def compile_triton(
         kernel: the function under `triton.jit`.
         target: "sm_80", "sm_90", ..., or "gfx942".
         signature: Triton type by argument name, such as ``{"x_ptr": "*bf16", "rows": "i32"}``. Pointers are taken to be
-            16-byte aligned: otherwise no access is vectorised and the report lies.
-        constants: the tl.constexpr arguments.
+            16-byte aligned: otherwise no access is vectorised and the report lies. For an argument that is a tuple, a
+            tuple of the same class, with "constexpr" for its constants.
+        constants: the tl.constexpr arguments; for a tuple one of the same class, with None where it has no constant.
         options: num_warps, num_stages.
     """
     import triton
@@ -81,9 +100,17 @@ def compile_triton(
 
     order = kernel.arg_names
     types = {name: signature.get(name, "constexpr") for name in order}
-    aligned = {(order.index(name),): [["tt.divisibility", 16]] for name, t in signature.items() if t.startswith("*")}
-    source = ASTSource(kernel, types, {(order.index(name),): value for name, value in constants.items()}, aligned)
-    name = f"{kernel.__name__} {' '.join(sorted(set(signature.values())))} {dict(constants)} {options}"
+    values: dict[tuple[int, ...], Any] = {}
+    aligned: dict[tuple[int, ...], Any] = {}
+    for i, (argument, types_of) in enumerate(types.items()):
+        for path, kind, value in _leaves((i,), types_of, constants.get(argument, types_of)):
+            if kind == "constexpr":
+                values[path] = value
+            elif kind.startswith("*"):
+                aligned[path] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, types, values, aligned)
+    pointers = sorted({types[argument] for argument in signature if isinstance(types[argument], str)})
+    name = f"{kernel.__name__} {' '.join(pointers)} {named_constants(constants)} {options}"
     if target.startswith("gfx"):
         compiled = triton.compile(source, target=GPUTarget("hip", target, 64), options=options)
         text = compiled.asm["amdgcn"]

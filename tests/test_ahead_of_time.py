@@ -81,6 +81,16 @@ NAMES = TYPES | {torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
 SHARED = {"gfx942": 64 * 1024, "sm_80": 163 * 1024}
 
 
+def _type_of(value):
+    if isinstance(value, tuple):
+        return type(value)(*map(_type_of, value))
+    if isinstance(value, torch.Tensor):
+        return f"*{NAMES[value.dtype]}"
+    if isinstance(value, int):
+        return "i32" if abs(value) < 2**31 else "i64"
+    return "constexpr"
+
+
 class Recorder:
     """Stands for a kernel: notes what it would be compiled for, once each, and runs nothing."""
 
@@ -95,12 +105,15 @@ class Recorder:
         order = self.kernel.arg_names
         signature, constants = {}, {name: value for name, value in named.items() if name in order}
         for name, value in zip(order, arguments, strict=False):
-            if isinstance(value, torch.Tensor):
-                signature[name] = f"*{NAMES[value.dtype]}"
-            elif value is None:
-                constants[name] = None
-            else:
-                signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            kind = _type_of(value)
+            if kind != "constexpr":
+                signature[name] = kind
+            if isinstance(value, tuple):
+                constants[name] = type(value)(
+                    *(v if k == "constexpr" else None for v, k in zip(value, kind, strict=True))
+                )
+            elif kind == "constexpr":
+                constants[name] = value
         assert set(order) == set(signature) | set(constants), self.kernel.__name__
         options = {name: value for name, value in named.items() if name not in order}
         entry = (self.kernel, signature, constants, options)

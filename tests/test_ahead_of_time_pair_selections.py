@@ -70,7 +70,8 @@ def check(monkeypatch, target, dtype, **problem):
         found = aot.compile_triton(kernel, target, signature, constants, **options)
         warps = options["num_warps"]
         blocks = min(65536 // (32 * warps * max(found.registers, 1)), 2**18 // (found.shared + 1024))
-        tile = " ".join(f"{key[6:].lower()} {value}" for key, value in constants.items() if key.startswith("BLOCK"))
+        named = aot.named_constants(constants)
+        tile = " ".join(f"{key[6:].lower()} {value}" for key, value in named.items() if key.startswith("BLOCK"))
         report = aot.table(
             [found._replace(kernel=f"{blocks} blocks  {name} {TYPES[dtype]} {problem} {tile} {options}")]
         )

@@ -78,13 +78,14 @@ def check(monkeypatch, target, dtype, only=(), **problem):
         if only and name not in only:
             continue
         found = aot.compile_triton(kernel, target, signature, constants, **options)
-        tile = " ".join(f"{key[6:].lower()} {value}" for key, value in constants.items() if key.startswith("BLOCK"))
+        named = aot.named_constants(constants)
+        tile = " ".join(f"{key[6:].lower()} {value}" for key, value in named.items() if key.startswith("BLOCK"))
         report = aot.table([found._replace(kernel=f"{name} {TYPES[dtype]} {problem} {tile} {options}")])
         print(report)
         assert found.stack == 0, report
         assert found.shared <= SHARED.get(target, aot.SHARED_LIMIT), report
         if target == "sm_90" and dtype.itemsize == 2 and name in ("forward", "gradient", "product"):
-            assert constants["BLOCK_ROWS"] < 64 or "wgmma.mma_async" in found.text, report
+            assert named["BLOCK_ROWS"] < 64 or "wgmma.mma_async" in found.text, report
             assert problem.get("d", 512) < 128 or "cp.async" in found.text, report
     assert set(only) <= seen
 

@@ -14,7 +14,9 @@ import triton.language as tl
 
 from .._triton_math import load
 from ..unit_norm.triton_kernels import _zero
-from .triton_forward import IGNORED, LOG2_E, _cosines, _inverse, _inverse_norms, _own_column, _per_class, _transform
+from .triton_forward import LOG2_E, _cosines, _own_column, _per_class
+from .triton_rows import IGNORED, _inverse, _inverse_norms
+from .triton_transforms import _transform
 
 
 @triton.jit(do_not_specialize=["rows", "row_tiles", "chunk", "classes", "first_tile", "all_tiles"])

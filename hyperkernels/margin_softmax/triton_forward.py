@@ -2,10 +2,8 @@
 """The forward Triton kernels of the class softmax, and what the backward shares with them.
 
 A tile is BLOCK_ROWS samples by BLOCK_CLASSES classes. Its products x . w are recomputed wherever they are needed, from
-the centres as they are stored and from a copy of x that is zero past its edges; the lengths come in afterwards, on the
-float32 accumulators. Each row of the copy is brought below length 1 by an exact power of two, so that no product
-exceeds the length of its centre; `multiplier` turns it into the x that the cosines are taken of. Offsets within a tile
-are int32, its base is int64.
+the centres as they are stored and from the copy of x that `triton_rows` makes; the lengths come in afterwards, on the
+float32 accumulators. Offsets within a tile are int32, its base is int64.
 """
 
 from __future__ import annotations
@@ -13,133 +11,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import load, root, sigmoid, softplus
-from ..unit_norm.triton_kernels import _exponent, _grow, _power_of_two, _zero
+from .triton_rows import IGNORED, OUTSIDE, _inverse, _inverse_norms
+from .triton_transforms import _parameter, _transform
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# Values of `own` below 0: a row whose target is not among the classes, one that takes no part, one out of range.
-ABSENT, IGNORED, OUTSIDE = tl.constexpr(-1), tl.constexpr(-2), tl.constexpr(-3)
 # The level of what is left out: finite, so that its share exp2(LOW) * LOW of a sum is 0 and not NaN.
 LOW = tl.constexpr(-1e30)
 # Arrays [tiles, N] of the partial sums, behind one pointer. Where the transform is the identity, TOP is HARDEST.
 NEG_SUM, HARDEST, INDEX, EXP_SUM, SLOPE, TOP, HARD_COS, HARD_COUNT = (tl.constexpr(i) for i in range(8))
-
-
-@triton.jit
-def _inverse(x):
-    return 1.0 / x if x.dtype == tl.float64 else tl.math.div_rn(1.0, x)
-
-
-@triton.jit
-def _lengths(pointers, columns, mask, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(|row| / 2^exponent, exponent) of rows that start at pointers [BLOCK_ROWS, 1]; 0 where the mask is not set."""
-    total = _zero(pointers, BLOCK_ROWS)
-    exponent = _exponent(total)
-    for start in range(0, D, BLOCK_D):
-        value = load(pointers + start + columns, mask & (columns < D - start))
-        exponent, factor = _grow(exponent, tl.max(tl.abs(value), axis=1))
-        value = value * _power_of_two(-exponent, value.dtype)[:, None]
-        total = total * factor * factor + tl.sum(value * value, axis=1)
-    return root(total), exponent
-
-
-@triton.jit(do_not_specialize=["rows"])
-def center_kernel(
-    w_ptr,  # [rows, D]
-    norm_ptr,  # [rows]
-    rows,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Owns the lengths of BLOCK_ROWS centres. Reads w once."""
-    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
-    row = tl.arange(0, BLOCK_ROWS)
-    there = row < tl.minimum(rows - first, BLOCK_ROWS).to(tl.int32)
-    columns = tl.arange(0, BLOCK_D)[None, :]
-    norm, exponent = _lengths(w_ptr + first * D + row[:, None] * D, columns, there[:, None], D, BLOCK_ROWS, BLOCK_D)
-    tl.store(norm_ptr + first + row, norm * _power_of_two(exponent, norm.dtype), mask=there)
-
-
-@triton.jit
-def _inverse_norms(w_norm_ptr, first_class, classes, mask, center, SUB_CENTERS, EPS, NORMALIZE_WEIGHT: tl.constexpr):
-    """1 / max(|w|, eps) of one sub-centre of each class, or 1."""
-    norm = tl.load(w_norm_ptr + first_class * SUB_CENTERS + classes * SUB_CENTERS + center, mask=mask, other=1.0)
-    return _inverse(tl.maximum(norm, EPS)) if NORMALIZE_WEIGHT else tl.full(norm.shape, 1.0, norm.dtype)
-
-
-@triton.jit(do_not_specialize=["rows", "classes", "ignore_index", "absent_index"])
-def row_kernel(
-    x_ptr,  # [rows, D]
-    w_ptr,  # [classes * SUB_CENTERS, D]
-    w_norm_ptr,  # [classes * SUB_CENTERS]
-    target_ptr,  # [rows]
-    copy_ptr,  # [padded rows, STRIDE]
-    multiplier_ptr,  # [padded rows]
-    own_ptr,  # [padded rows]
-    x_norm_ptr,  # [rows], or None, as the two below
-    target_cos_ptr,  # [rows]
-    target_center_ptr,  # [rows]
-    rows,
-    classes,
-    ignore_index,
-    absent_index,
-    SUB_CENTERS: tl.constexpr,
-    EPS: tl.constexpr,
-    NORMALIZE_X: tl.constexpr,
-    NORMALIZE_WEIGHT: tl.constexpr,
-    D: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Owns BLOCK_ROWS samples: their copy, multiplier and class, and in the forward their length and target cosine.
-    Reads x three times (twice from the caches) and the target's own centres."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    target = tl.load(target_ptr + row, mask=row < rows, other=0)
-    active = (row < rows) & (target != ignore_index)
-    here = active & (target != absent_index)
-    inside = here & (target >= 0) & (target < classes)
-    own = tl.where(inside, target, tl.where(here, OUTSIDE, tl.where(active, ABSENT, IGNORED)))
-    tl.store(own_ptr + row, own)
-
-    columns = tl.arange(0, BLOCK_D)[None, :]
-    x_row = x_ptr + row[:, None] * D
-    norm, exponent = _lengths(x_row, columns, active[:, None], D, BLOCK_ROWS, BLOCK_D)
-    shorter = tl.minimum(tl.maximum(exponent + _exponent(norm) + 1, -126), 126)
-    unit = exponent if norm.dtype == tl.float64 else shorter
-    shrink = _power_of_two(-unit, norm.dtype)
-    length = norm * _power_of_two(exponent, norm.dtype)
-    if NORMALIZE_X:
-        scaled = norm * _power_of_two(tl.minimum(tl.maximum(exponent - unit, -126), 126), norm.dtype)
-        multiplier = _inverse(tl.maximum(scaled, EPS * shrink))
-    else:
-        multiplier = _power_of_two(unit, norm.dtype)
-    tl.store(multiplier_ptr + row, multiplier)
-    for start in range(0, STRIDE, BLOCK_D):
-        x = load(x_row + start + columns, active[:, None] & (columns < D - start))
-        tl.store(copy_ptr + row[:, None] * STRIDE + start + columns, x * shrink[:, None], mask=columns < STRIDE - start)
-
-    if x_norm_ptr is not None:
-        tl.store(x_norm_ptr + row, length, mask=row < rows)
-        best = tl.full([BLOCK_ROWS], float("-inf"), norm.dtype)
-        best_center = tl.zeros([BLOCK_ROWS], tl.int64)
-        for center in tl.static_range(SUB_CENTERS):
-            dot = tl.zeros([BLOCK_ROWS], norm.dtype)
-            w_row = w_ptr + (own * SUB_CENTERS + center)[:, None] * D
-            for start in range(0, D, BLOCK_D):
-                mask = inside[:, None] & (columns < D - start)
-                dot += tl.sum(
-                    load(x_row + start + columns, mask) * shrink[:, None] * load(w_row + start + columns, mask), 1
-                )
-            inverse = _inverse_norms(w_norm_ptr, own, own * 0, inside, center, SUB_CENTERS, EPS, NORMALIZE_WEIGHT)
-            cos = dot * multiplier * inverse
-            better = (cos > best) | (cos != cos)
-            best = tl.where(better, cos, best)
-            best_center = tl.where(better, center, best_center)
-        nothing = tl.where(own == OUTSIDE, float("nan"), 0.0)
-        tl.store(target_cos_ptr + row, tl.where(inside, best, nothing), mask=row < rows)
-        tl.store(target_center_ptr + row, tl.where(inside, best_center, 0), mask=row < rows)
 
 
 @triton.jit
@@ -211,112 +90,6 @@ def _cosines(
             best = tl.where(better, cos, best)
             best_center = tl.where(better, tl.full(best_center.shape, center, tl.int8), best_center)
     return best, best_center
-
-
-@triton.jit
-def _cos_sin(angle):
-    """By Taylor series around the nearest multiple of pi / 2; the angle is at most a few turns."""
-    double: tl.constexpr = angle.dtype == tl.float64
-    terms: tl.constexpr = 9 if double else 5
-    turn = tl.floor(angle * 0.6366197723675814 + 0.5)
-    # What rounding pi / 2 to the dtype leaves out is taken away apart.
-    rest = angle - turn * 1.5707963267948966 - turn * (6.123233995736766e-17 if double else -4.371139000186241e-08)
-    square = rest * rest
-    cos = tl.full(angle.shape, 1.0, angle.dtype)
-    sin = cos
-    for i in tl.static_range(terms):
-        cos = 1.0 - square * cos * (0.5 / ((terms - i) * (2 * (terms - i) - 1)))
-        sin = 1.0 - square * sin * (0.5 / ((terms - i) * (2 * (terms - i) + 1)))
-    sin *= rest
-    quarter = turn.to(tl.int32) & 3
-    odd = (quarter & 1) == 1
-    cos_sign = tl.where((quarter == 1) | (quarter == 2), -1.0, 1.0).to(angle.dtype)
-    sin_sign = tl.where(quarter >= 2, -1.0, 1.0).to(angle.dtype)
-    return tl.where(odd, sin, cos) * cos_sign, tl.where(odd, cos, sin) * sin_sign
-
-
-@triton.jit
-def _acos(cos):
-    """acos of a number in [-1, 1]: Abramowitz and Stegun 4.4.46, within 2e-8; a Newton step on it in float64."""
-    near = tl.abs(cos)
-    angle = -0.0012624911 * near + 0.0066700901
-    angle = angle * near - 0.0170881256
-    angle = angle * near + 0.0308918810
-    angle = angle * near - 0.0501743046
-    angle = angle * near + 0.0889789874
-    angle = angle * near - 0.2145988016
-    angle = angle * near + 1.5707963050
-    angle = angle * tl.sqrt(1.0 - near)
-    if cos.dtype == tl.float64:
-        cosine, sine = _cos_sin(angle)
-        angle += tl.where(sine > 1e-7, (cosine - near) / tl.where(sine > 1e-7, sine, 1.0), 0.0)
-    return tl.where(cos < 0, 3.141592653589793 - angle, angle)
-
-
-@triton.jit
-def _parameter(transform_ptr, row, there, index: tl.constexpr, COUNT: tl.constexpr):
-    return tl.load(transform_ptr + row * COUNT + index, mask=there, other=1.0)[:, None]
-
-
-@triton.jit
-def _transform(KIND: tl.constexpr, cos, transform_ptr, row, there, scale, bias):
-    """(value, slope to the cosine, slope to the bias) of `negatives.KINDS`; scale [rows, 1], bias [1, classes]."""
-    one = tl.full([1, 1], 1.0, cos.dtype)
-    value = cos
-    slope = one
-    bias_slope = one
-    if KIND == "quadratic":
-        hard = cos > _parameter(transform_ptr, row, there, 0, 7)
-        q2 = _parameter(transform_ptr, row, there, 1, 7)
-        q1 = _parameter(transform_ptr, row, there, 2, 7)
-        q0 = _parameter(transform_ptr, row, there, 3, 7)
-        d1 = _parameter(transform_ptr, row, there, 4, 7)
-        d0 = _parameter(transform_ptr, row, there, 5, 7)
-        easy = _parameter(transform_ptr, row, there, 6, 7)
-        value = tl.where(hard, (q2 * cos + q1) * cos + q0, easy * cos)
-        slope = tl.where(hard, d1 * cos + d0, easy)
-    elif KIND == "gaussian":
-        away = cos - _parameter(transform_ptr, row, there, 0, 3)
-        sigma = _parameter(transform_ptr, row, there, 2, 3)
-        slope = _parameter(transform_ptr, row, there, 1, 3) * tl.exp(-away * away / sigma)
-        value = slope * cos + slope - 1.0
-    elif KIND == "angle":
-        divisor = _parameter(transform_ptr, row, there, 0, 2)
-        straight = _parameter(transform_ptr, row, there, 1, 2)
-        held = tl.minimum(tl.maximum(cos, -1.0), 1.0)
-        angle = _acos(held)
-        value, sine = _cos_sin(angle / divisor)
-        sin = tl.sqrt((1.0 - held) * (1.0 + held))
-        # The limits: 1 / divisor^2 at angle 0; at pi the slope is infinite and its weight is not: it is taken as 0.
-        slope = tl.where(sin <= 1e-6, 0.0, sine / (divisor * tl.where(sin <= 1e-6, 1.0, sin)))
-        slope = tl.where(angle < 1e-4, 1.0 / (divisor * divisor), slope)
-        slope = tl.where(straight != 0, 1.0, slope)
-    elif KIND == "sface":
-        steepness = _parameter(transform_ptr, row, there, 0, 2)
-        center = _parameter(transform_ptr, row, there, 1, 2)
-        slope = scale * sigmoid(steepness * (center - _acos(tl.minimum(tl.maximum(cos, -1.0), 1.0))))
-        value = slope * cos
-        bias_slope = tl.zeros([1, 1], cos.dtype)
-    elif KIND == "sphereface2":
-        margin = _parameter(transform_ptr, row, there, 0, 3)
-        power = _parameter(transform_ptr, row, there, 1, 3)
-        straight = _parameter(transform_ptr, row, there, 2, 3)
-        less = power.to(tl.int32) - 1
-        half = tl.minimum(tl.maximum(cos, -1.0), 1.0) * 0.5 + 0.5
-        square = half * half
-        below = tl.where((less & 1) != 0, half, 1.0) * tl.where((less & 2) != 0, square, 1.0)
-        below *= tl.where((less & 4) != 0, square * square, 1.0)
-        z = scale * (2.0 * (half * below) - 1.0 + margin) + bias
-        value = softplus(z)
-        bias_slope = sigmoid(z)
-        slope = scale * tl.where(straight != 0, 1.0, power * below) * bias_slope
-    elif KIND == "uniface":
-        z = scale * cos + bias
-        held = tl.minimum(tl.maximum(z, -scale), scale)
-        value = softplus(held)
-        bias_slope = tl.where(held == z, sigmoid(z), 0.0)
-        slope = scale * bias_slope
-    return value, slope, bias_slope
 
 
 @triton.jit

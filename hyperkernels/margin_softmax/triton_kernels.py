@@ -1,4 +1,4 @@
-"""Launchers of the Triton kernels of the class softmax, and the table of their configurations.
+"""Launchers of the Triton kernels of the class softmax.
 
 Nothing here waits for the device, and every sum is taken in a fixed order. Classes go by in chunks, so that partial
 sums and the gradient of the cosines stay within `WORKSPACE` bytes each.
@@ -6,97 +6,22 @@ sums and the gradient of the cosines stay within `WORKSPACE` bytes each.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 
 from .negatives import KINDS, LARGEST_POWER, SUMS
 from .triton_backward import finish_kernel, gradient_kernel, input_kernel, weight_kernel
-from .triton_forward import center_kernel, forward_kernel, merge_kernel, row_kernel
+from .triton_forward import forward_kernel, merge_kernel
+from .triton_plans import Tile, architecture, configuration, precision, tile_classes
+from .triton_rows import center_kernel, row_kernel
+
+__all__ = ["class_statistics", "class_statistics_backward", "tile_classes"]
 
 WORKSPACE = 128 * 2**20
 SKIP_ROWS = 128  # rows of one entry of the skip plan
 LARGEST_SUB_CENTERS = 127  # what an int8 counts
 PROGRAMS = 132  # that the split product aims at: one for each multiprocessor of an H200
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-class Tile(NamedTuple):
-    """One step of a product: result rows and columns, and the depth of a step."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-
-
-class Configuration(NamedTuple):
-    """The products of one problem. `cosines` has a tile of classes for its columns, `gradient` a part of one."""
-
-    cosines: Tile  # x . w in the forward
-    gradient: Tile  # x . w in the backward, whose two results share the registers
-    weight: Tile  # H^T x
-    input: Tile  # H w
-
-
-def tile_classes(d: int, dtype: torch.dtype, sub_centers: int) -> int:
-    """Classes in a tile. Two tiles of accumulators live in the registers where sub-centres compete."""
-    wide = {8: 64, 4: 128, 2: 256}[dtype.itemsize]
-    return wide // (2 if sub_centers > 1 else 1)
-
-
-def architecture() -> str:
-    """ "sm_80", "sm_90", "sm_100" or "gfx": a row of the table. Without a device, the interpreter's."""
-    if torch.version.hip is not None:
-        return "gfx"
-    if not torch.cuda.is_available():
-        return "sm_90"
-    major = torch.cuda.get_device_capability()[0]
-    return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
-
-
-def configuration(dtype: torch.dtype, d: int, rows: int, block: int, burden: int, arch: str) -> Configuration:
-    """The table, by size of an element, sizes of the problem and architecture. The burden counts what else than the
-    accumulators needs registers, up to 2: sub-centres or a transform, and numbers per class."""
-    size = dtype.itemsize
-    height = min(128, max(16, triton.next_power_of_2(rows)))
-    width = max(16, min(256 if d % 256 == 0 else 128, triton.next_power_of_2(d)))  # columns of dx and dw
-    depth = max(16, min(128 // size, triton.next_power_of_2(d)))
-    stages = 2 if size > 2 or arch == "gfx" else 3
-    part = min(block, 128)
-
-    def tile(rows: int, columns: int, depth: int, full: int = 32 * 128) -> Tile:
-        return Tile(rows, columns, depth, 8 if size > 2 or rows * columns >= full else 4, stages)
-
-    if size > 2:
-        width, height, depth = min(width, 64), min(height, 32 if size == 8 else 64), min(depth, 16)
-        return Configuration(
-            tile(height, block, depth),
-            tile(height, min(part, 64 if burden == 2 else 128), depth),
-            tile(min(part, 64), width, min(depth, height)),
-            tile(height, width, min(depth, block)),
-        )
-    if arch != "sm_90":
-        width = min(width, 128)
-    if arch in ("sm_80", "sm_100"):
-        burden = min(2, 2 * burden)
-    low = min(height, 128 >> burden)
-    if arch in ("gfx", "sm_80"):
-        depth, low = min(depth, 32), min(low, 64)
-    return Configuration(
-        tile(low, block, depth),
-        tile(min(height, 64 if burden else 128), min(part, 64 if burden == 2 else 128), depth),
-        tile(part, width, min(depth, height), 128 * 128),
-        tile(height, width, min(depth, block), 128 * 128),
-    )
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as PyTorch's own products are."""
-    allowed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if allowed else "ieee"
 
 
 class Problem:
@@ -158,7 +83,7 @@ class Problem:
         # Below the smallest normal number a floor has no inverse.
         self.eps = {"EPS": max(eps, torch.finfo(self.dtype).tiny)}
         self.centers = {"SUB_CENTERS": sub_centers, **self.eps}
-        self.precision = {"PRECISION": _precision(x.dtype)}
+        self.precision = {"PRECISION": precision(x.dtype)}
         self.copy = x.new_empty(self.padded, self.stride)
         self.multiplier = x.new_empty(self.padded, dtype=self.dtype)
         self.own = target.new_empty(self.padded)

@@ -16,19 +16,28 @@ import triton.language as tl
 
 from . import triton_kernels
 from .reference import Problem
-from .triton_kernels import Tiles, columns_of_split, may_count, parts_of, similarities, which_count
+from .triton_kernels import Tiles
 from .triton_order import (
     WORKSPACE,
     best_of,
     key_dtype,
     lowest,
     merged,
-    narrow,
     numbers,
     ordered,
     prepared,
-    rows_of,
     splits_within,
+)
+from .triton_tiles import (
+    columns_of,
+    may_count,
+    of_difference,
+    part_of,
+    places_of_tile,
+    rows_of,
+    share_of_program,
+    tile_of,
+    tile_of_block,
 )
 
 _LARGEST_GROUP = 8  # bins of a row in registers
@@ -52,74 +61,41 @@ def _at_most(u, edge_ptr, begin, own, index):
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "edges"])
 def bin_kernel(
-    x_ptr,  # the first ten as of similarities and which_count
-    ref_ptr,
-    square_ptr,
-    ref_square_ptr,
-    label_ptr,
-    ref_label_ptr,
-    id_ptr,
-    ref_id_ptr,
-    lower_ptr,
-    upper_ptr,
-    range_ptr,  # as in may_count
-    ref_range_ptr,
-    bound_ptr,  # as in columns_of_split
+    pairs,  # Pairs
+    n,
+    m,
+    row_tiles,
+    column_tiles,
+    splits,
     edge_ptr,  # [edges]
     offset_ptr,  # [n + 1]
     count_ptr,  # [splits, edges + n] int64, as the three below
     sum_ptr,
     key_ptr,
     column_ptr,  # int32
-    n,
-    m,
-    row_tiles,
-    column_tiles,
-    splits,
     edges,
     GROUP: tl.constexpr,
-    SELECT: tl.constexpr,
-    SIMILARITY: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """Owns the bins of a tile of rows within one split of the columns."""
-    WIDTH: tl.constexpr = BLOCK_COLUMNS // PARTS
-    row_tile, first_row, rows_left, split = rows_of(tl.program_id(0), row_tiles, n, BLOCK_ROWS)
-    first, end = columns_of_split(bound_ptr, row_tile, split, splits, column_tiles)
-    zero = tl.full([], 0, tl.int32)
-    row = tl.arange(0, BLOCK_ROWS)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    first_row, rows_left = rows
+    row = tl.arange(0, pairs.BLOCK_ROWS)
     there = row < rows_left
     begin, own = _edges_of(offset_ptr, first_row, row, there, edges)
     place = tl.arange(0, GROUP)[None, :]
     key_type: tl.constexpr = key_ptr.dtype.element_ty
     for group in range(0, tl.max(own, axis=0) + 1, GROUP):
-        counts = tl.zeros([BLOCK_ROWS, GROUP], tl.int32)
-        sums = tl.zeros([BLOCK_ROWS, GROUP], sum_ptr.dtype.element_ty)
-        keys = tl.zeros([BLOCK_ROWS, GROUP], key_type) + lowest(key_type)
-        columns = tl.full([BLOCK_ROWS, GROUP], -1, tl.int32)
-        for step in range(first, end):
-            tile = zero + step
-            if may_count(range_ptr, ref_range_ptr, row_tile, tile, SELECT):
-                first_column = tile.to(tl.int64) * BLOCK_COLUMNS
-                columns_left = (m - first_column).to(tl.int32)
-                parts = parts_of(
-                    similarities(
-                        x_ptr, ref_ptr, square_ptr, ref_square_ptr, first_row, first_column, rows_left, columns_left,
-                        SIMILARITY, STRIDE, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_D,
-                    ),
-                    PARTS,
-                )  # fmt: skip
-                for part in tl.static_range(PARTS):
-                    u = parts[part]
-                    rest = which_count(
-                        u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row,
-                        first_column + part * WIDTH, rows_left, columns_left - part * WIDTH, SELECT,
-                    )  # fmt: skip
-                    column = tile * BLOCK_COLUMNS + part * WIDTH + tl.arange(0, WIDTH)[None, :]
+        counts = tl.zeros([pairs.BLOCK_ROWS, GROUP], tl.int32)
+        sums = tl.zeros([pairs.BLOCK_ROWS, GROUP], sum_ptr.dtype.element_ty)
+        keys = tl.zeros([pairs.BLOCK_ROWS, GROUP], key_type) + lowest(key_type)
+        best_columns = tl.full([pairs.BLOCK_ROWS, GROUP], -1, tl.int32)
+        for tile in range(first_tile, end_tile):
+            if may_count(pairs, row_tile, tile):
+                columns = columns_of(pairs, tile, m)
+                parts = tile_of(pairs, rows, columns)
+                for part in tl.static_range(pairs.PARTS):
+                    u, rest, first_column = part_of(pairs, parts, part, rows, columns)
+                    column = first_column.to(tl.int32) + tl.arange(0, u.shape[1])[None, :]
                     if group > 0:
                         rest = rest & ~_at_most(u, edge_ptr, begin, own, group - 1)
                     for b in range(GROUP):
@@ -131,91 +107,56 @@ def bin_kernel(
                         sums += tl.where(is_bin, tl.sum(tl.where(here, u, 0.0), axis=1)[:, None], 0.0)
                         better = is_bin & (best[:, None] > keys)
                         keys = tl.where(better, best[:, None], keys)
-                        columns = tl.where(better, at[:, None], columns)
+                        best_columns = tl.where(better, at[:, None], best_columns)
         at_bin = begin[:, None] + first_row + row[:, None] + group + place
         at_bin += split.to(tl.int64) * (edges + n)
         mask = there[:, None] & (group + place <= own[:, None])
         tl.store(count_ptr + at_bin, counts.to(tl.int64), mask=mask)
         tl.store(sum_ptr + at_bin, sums, mask=mask)
         tl.store(key_ptr + at_bin, keys, mask=mask)
-        tl.store(column_ptr + at_bin, columns, mask=mask)
+        tl.store(column_ptr + at_bin, best_columns, mask=mask)
 
 
-@triton.jit(do_not_specialize=["n", "m", "first_tile_of_rows", "first_tile_of_columns", "row_tiles", "chunk", "edges"])
+@triton.jit(do_not_specialize=["n", "m", "first_row_tile", "first_column_tile", "row_tiles", "column_tiles", "edges"])
 def weight_kernel(
-    x_ptr,
-    ref_ptr,
-    square_ptr,
-    ref_square_ptr,
-    label_ptr,
-    ref_label_ptr,
-    id_ptr,
-    ref_id_ptr,
-    lower_ptr,
-    upper_ptr,
-    range_ptr,
-    ref_range_ptr,
+    pairs,  # Pairs
+    n,
+    m,
+    first_row_tile,
+    first_column_tile,
+    row_tiles,  # of the block
+    column_tiles,
     edge_ptr,  # [edges]
     offset_ptr,  # [n + 1]
     d_sum_ptr,  # [edges + n]
-    h_ptr,  # [row_tiles * BLOCK_ROWS, chunk]
-    n,
-    m,
-    first_tile_of_rows,
-    first_tile_of_columns,
-    row_tiles,
-    chunk,
+    h_ptr,  # [row_tiles * BLOCK_ROWS, column_tiles * BLOCK_COLUMNS]
     edges,
-    SELECT: tl.constexpr,
-    SIMILARITY: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """Owns one tile of H: the gradients of dot products, or of half squared distances with the sign turned."""
-    WIDTH: tl.constexpr = BLOCK_COLUMNS // PARTS
-    row_at, column_at = tl.program_id(0) % row_tiles, tl.program_id(0) // row_tiles
-    row_tile, tile = first_tile_of_rows + row_at, first_tile_of_columns + column_at
-    first_row, first_column = row_tile.to(tl.int64) * BLOCK_ROWS, tile.to(tl.int64) * BLOCK_COLUMNS
-    row = tl.arange(0, BLOCK_ROWS)
+    row_tile, column_tile, row_at, column_at = tile_of_block(first_row_tile, first_column_tile, row_tiles)
+    out = places_of_tile(pairs, h_ptr, row_at, column_at, column_tiles)
+    width: tl.constexpr = out.shape[1]
     dtype: tl.constexpr = h_ptr.dtype.element_ty
-    out = h_ptr + row_at.to(tl.int64) * BLOCK_ROWS * chunk + column_at * BLOCK_COLUMNS
-    out += row.to(tl.int64)[:, None] * chunk + tl.arange(0, WIDTH)[None, :]
-    if may_count(range_ptr, ref_range_ptr, row_tile, tile, SELECT):
-        rows_left = tl.minimum(n - first_row, BLOCK_ROWS).to(tl.int32)
-        columns_left = (m - first_column).to(tl.int32)
+    if may_count(pairs, row_tile, column_tile):
+        rows, columns = rows_of(pairs, row_tile, n), columns_of(pairs, column_tile, m)
+        first_row, rows_left = rows
+        row = tl.arange(0, pairs.BLOCK_ROWS)
         there = row < rows_left
         begin, own = _edges_of(offset_ptr, first_row, row, there, edges)
-        parts = parts_of(
-            similarities(
-                x_ptr, ref_ptr, square_ptr, ref_square_ptr, first_row, first_column, rows_left, columns_left,
-                SIMILARITY, STRIDE, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_D,
-            ),
-            PARTS,
-        )  # fmt: skip
-        for part in tl.static_range(PARTS):
-            u = parts[part]
-            rest = which_count(
-                u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row,
-                first_column + part * WIDTH, rows_left, columns_left - part * WIDTH, SELECT,
-            )  # fmt: skip
+        parts = tile_of(pairs, rows, columns)
+        for part in tl.static_range(pairs.PARTS):
+            u, rest, _ = part_of(pairs, parts, part, rows, columns)
             rest = rest & there[:, None]
-            h = tl.zeros([BLOCK_ROWS, WIDTH], dtype)
+            h = tl.zeros(u.shape, dtype)
             for b in range(tl.max(own, axis=0) + 1):
                 here = rest & _at_most(u, edge_ptr, begin, own, b)
                 rest = rest & ~here
                 d_sum = tl.load(d_sum_ptr + begin + first_row + row + b, mask=there & (b <= own), other=0.0)
                 h = tl.where(here, d_sum[:, None], h)
-            if SIMILARITY == "squared_euclidean":
-                h = 2.0 * h
-            elif SIMILARITY == "euclidean":
-                h = tl.where((u == 0) | (h == 0), 0.0, h / tl.where(u == 0, 1.0, -u))
-            tl.store(out + part * WIDTH, h)
+            tl.store(out + part * width, of_difference(h, u, pairs.SIMILARITY))
     else:
-        for part in tl.static_range(PARTS):
-            tl.store(out + part * WIDTH, tl.zeros([BLOCK_ROWS, WIDTH], dtype))
+        for part in tl.static_range(pairs.PARTS):
+            tl.store(out + part * width, tl.zeros(out.shape, dtype))
 
 
 def _check(tiles: Tiles, edges: torch.Tensor, offsets: torch.Tensor) -> None:
@@ -242,9 +183,8 @@ def pair_bins(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
         group = min(largest, max(2, triton.next_power_of_2(len(edges) // tiles.n + 1)))
         with torch.cuda.device_of(tiles.x):
             bin_kernel[(tiles.row_tiles * splits,)](
-                *tiles.tensors, *tiles.ranges, tiles.bounds, edges.contiguous(), offsets.contiguous(), counts, sums,
-                keys, columns, tiles.n, tiles.m, tiles.row_tiles, tiles.column_tiles, splits, len(edges), GROUP=group,
-                **narrow(tiles),
+                *tiles.walk(splits), edges.contiguous(), offsets.contiguous(), counts, sums, keys, columns, len(edges),
+                GROUP=group, **tiles.options,
             )  # fmt: skip
     best, index = merged(keys, columns)
     return counts.sum(0), sums.sum(0), numbers(best, index >= 0), index
@@ -290,9 +230,8 @@ def pair_bins_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
                     other = slice(start * width, min(tiles.m, (start + columns) * width))
                     h = workspace[: rows * height * columns * width].view(rows * height, columns * width)
                     weight_kernel[(rows * columns,)](
-                        *tiles.tensors, *tiles.ranges, *lists, h, tiles.n, tiles.m, first, start, rows,
-                        columns * width, len(edges), **narrow(tiles),
-                    )  # fmt: skip
+                        *tiles.block(own.start, other.start, rows, columns), *lists, h, len(edges), **tiles.options
+                    )
                     h = h[: own.stop - own.start, : other.stop - other.start]
                     ref_part = ref[other].to(tiles.dtype)
                     if need_x:

@@ -12,16 +12,8 @@ import triton.language as tl
 from .._triton_math import sigmoid, softplus
 from .op import _side, transposed
 from .reference import Problem, accumulate_dtype
-from .triton_kernels import (
-    Tiles,
-    check,
-    check_rows,
-    columns_of_split,
-    may_count,
-    parts_of,
-    similarities,
-    which_count,
-)  # fmt: skip
+from .triton_kernels import Tiles, check, check_rows
+from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
 # Arrays [splits, N] of the partial statistics, behind one float64 and one int64 pointer. SHIFT is the largest power of
 # a log-sum-exp, and for "softplus" the derivative to the offset.
@@ -108,89 +100,52 @@ def _power(u, scale, parameter_ptr, TRANSFORM: tl.constexpr):
     return power
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "row_tiles", "column_tiles", "splits"])
+@triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits"])
 def forward_kernel(
-    x_ptr,  # the first ten as of similarities and which_count
-    ref_ptr,
-    square_ptr,
-    ref_square_ptr,
-    label_ptr,
-    ref_label_ptr,
-    id_ptr,
-    ref_id_ptr,
-    lower_ptr,
-    upper_ptr,
-    range_ptr,  # [row tiles, 2], as the two below, or None
-    ref_range_ptr,  # [column tiles, 2]
-    bound_ptr,  # [row tiles, 2]
+    pairs,  # Pairs
+    n,
+    m,
+    row_tiles,
+    column_tiles,
+    splits,
     scale_ptr,  # [rows], or None
     offset_ptr,  # [rows], or None
     parameter_ptr,  # p0 and p1 of "circle", or None
     number_ptr,  # float64 [NUMBERS, splits, rows]
     integer_ptr,  # int64 [INTEGERS, splits, rows]
-    rows,
-    columns,
-    row_tiles,
-    column_tiles,
-    splits,
     MOMENTS: tl.constexpr,
     EXTREMES: tl.constexpr,
     TRANSFORM: tl.constexpr,
-    SELECT: tl.constexpr,
-    SIMILARITY: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
-    """Owns the partial statistics of a tile of rows over one split of the columns. The programs that run together share
-    a split, and with it ref in the cache."""
-    row_tile = tl.program_id(0) % row_tiles
-    split = tl.program_id(0) // row_tiles
-    first_row = row_tile.to(tl.int64) * BLOCK_ROWS
-    rows_left = tl.minimum(rows - first_row, BLOCK_ROWS).to(tl.int32)
-    row = tl.arange(0, BLOCK_ROWS)
+    """Owns the partial statistics of a tile of rows over one split of the columns."""
+    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    first_row, rows_left = rows
+    row = tl.arange(0, pairs.BLOCK_ROWS)
     here = row < rows_left
-    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    count = tl.zeros([BLOCK_ROWS], tl.int64)
+    dtype: tl.constexpr = tl.float64 if pairs.x.dtype.element_ty == tl.float64 else tl.float32
+    count = tl.zeros([pairs.BLOCK_ROWS], tl.int64)
     if MOMENTS:
-        total = tl.zeros([BLOCK_ROWS], tl.float64)
-        squares = tl.zeros([BLOCK_ROWS], tl.float64)
+        total = tl.zeros([pairs.BLOCK_ROWS], tl.float64)
+        squares = tl.zeros([pairs.BLOCK_ROWS], tl.float64)
     if EXTREMES:
-        low = tl.full([BLOCK_ROWS], float("inf"), dtype)
-        high = tl.full([BLOCK_ROWS], float("-inf"), dtype)
-        low_index = tl.full([BLOCK_ROWS], -1, tl.int64)
-        high_index = tl.full([BLOCK_ROWS], -1, tl.int64)
+        low = tl.full([pairs.BLOCK_ROWS], float("inf"), dtype)
+        high = tl.full([pairs.BLOCK_ROWS], float("-inf"), dtype)
+        low_index = tl.full([pairs.BLOCK_ROWS], -1, tl.int64)
+        high_index = tl.full([pairs.BLOCK_ROWS], -1, tl.int64)
     if TRANSFORM != "none":
         scale = tl.load(scale_ptr + first_row + row, mask=here, other=1.0)[:, None]
         if TRANSFORM == "softplus":
-            shift = tl.zeros([BLOCK_ROWS], tl.float64)
+            shift = tl.zeros([pairs.BLOCK_ROWS], tl.float64)
         else:
-            shift = tl.full([BLOCK_ROWS], float("-inf"), dtype)
-        value = tl.zeros([BLOCK_ROWS], tl.float64)
-        slope = tl.zeros([BLOCK_ROWS], tl.float64)
-    origin = tl.full([], 0, tl.int64)
-    first_tile, end_tile = columns_of_split(bound_ptr, row_tile, split, splits, column_tiles)
+            shift = tl.full([pairs.BLOCK_ROWS], float("-inf"), dtype)
+        value = tl.zeros([pairs.BLOCK_ROWS], tl.float64)
+        slope = tl.zeros([pairs.BLOCK_ROWS], tl.float64)
     for tile in range(first_tile, end_tile):
-        if may_count(range_ptr, ref_range_ptr, row_tile, tile, SELECT):
-            first_column = (origin + tile) * BLOCK_COLUMNS
-            columns_left = tl.minimum(columns - first_column, BLOCK_COLUMNS).to(tl.int32)
-            parts = parts_of(
-                similarities(
-                    x_ptr, ref_ptr, square_ptr, ref_square_ptr, first_row, first_column, rows_left, columns_left,
-                    SIMILARITY, STRIDE, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_D,
-                ),
-                PARTS,
-            )  # fmt: skip
-            for part in tl.static_range(PARTS):
-                u = parts[part]
-                first = first_column + part * (BLOCK_COLUMNS // PARTS)
-                left = columns_left - part * (BLOCK_COLUMNS // PARTS)
-                keep = which_count(
-                    u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row, first, rows_left,
-                    left, SELECT,
-                )  # fmt: skip
+        if may_count(pairs, row_tile, tile):
+            columns = columns_of(pairs, tile, m)
+            parts = tile_of(pairs, rows, columns)
+            for part in tl.static_range(pairs.PARTS):
+                u, keep, first = part_of(pairs, parts, part, rows, columns)
                 count += tl.sum(keep.to(tl.int32), axis=1)
                 if MOMENTS:
                     kept = tl.where(keep, u, 0.0)
@@ -220,8 +175,8 @@ def forward_kernel(
                         shift, value, slope, top, tl.sum(share, axis=1).to(tl.float64),
                         tl.sum(weighted, axis=1).to(tl.float64),
                     )  # fmt: skip
-    at = split.to(tl.int64) * rows + first_row + row
-    stride = splits.to(tl.int64) * rows
+    at = split.to(tl.int64) * n + first_row + row
+    stride = splits.to(tl.int64) * n
     tl.store(integer_ptr + COUNT * stride + at, count, mask=here)
     if MOMENTS:
         tl.store(number_ptr + SUM * stride + at, total, mask=here)
@@ -401,9 +356,8 @@ def _of_rows(
     scale, offset = (None if v is None or transform == "none" else v.contiguous() for v in (scale, offset))
     flags = {"MOMENTS": moments, "EXTREMES": extremes, "TRANSFORM": transform}
     forward_kernel[(t.row_tiles * splits,)](
-        *t.tensors, *t.ranges, t.bounds, scale, offset if transform == "softplus" else None,
-        parameters_of(t.x, transform, p0, p1), numbers, integers, t.n, t.m, t.row_tiles, t.column_tiles, splits,
-        **flags, **t.constants,
+        *t.walk(splits), scale, offset if transform == "softplus" else None, parameters_of(t.x, transform, p0, p1),
+        numbers, integers, **flags, **t.options,
     )  # fmt: skip
     results = [v if v.numel() else None for v in out]
     merge_kernel[(triton.cdiv(t.n, 128),)](

@@ -1,13 +1,5 @@
 # mypy: ignore-errors
-"""What the Triton kernels of the pairs share: tiles of similarities, which of their pairs count, and configurations.
-
-A tile is BLOCK_ROWS rows of x by BLOCK_COLUMNS rows of ref; it is computed anew wherever it is needed. Rows and columns
-past the last repeat it, so that nothing but D is padded: x and ref come in rows of STRIDE elements, zero past D.
-Offsets within a tile are int32, its base is int64.
-
-Where labels are codes each tile of rows or columns has the range of its labels, which rules out whole tiles of pairs:
-rows sorted by label make a pass over positive pairs nearly free.
-"""
+"""What the launchers of the pairs share: configurations, checks, and a problem made ready for the kernels."""
 
 from __future__ import annotations
 
@@ -18,234 +10,13 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .._triton_math import root
 from .reference import Problem, accumulate_dtype
+from .triton_tiles import Pairs, bound_kernel, square_kernel
 
 PROGRAMS = 132  # multiprocessors of an H200
 LARGEST_SPLITS = 256
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LARGEST_LABEL = 2**31 - 1
-
-
-@triton.jit
-def similarities(
-    x_ptr,  # [N, STRIDE]
-    ref_ptr,  # [M, STRIDE]
-    square_ptr,  # [N], the sums of squares of the rows, or None for "dot"
-    ref_square_ptr,  # [M]
-    first_row,  # int64
-    first_column,  # int64
-    rows_left,  # int32: of the tile, at least 1; may exceed the tile
-    columns_left,
-    SIMILARITY: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """[BLOCK_ROWS, BLOCK_COLUMNS] in the dtype of the accumulator."""
-    row = tl.minimum(tl.arange(0, BLOCK_ROWS), rows_left - 1)
-    column = tl.minimum(tl.arange(0, BLOCK_COLUMNS), columns_left - 1)
-    depth = tl.arange(0, BLOCK_D)
-    x_ptrs = x_ptr + first_row * STRIDE + row[:, None] * STRIDE + depth[None, :]
-    ref_ptrs = ref_ptr + first_column * STRIDE + column[None, :] * STRIDE + depth[:, None]
-    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    u = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], dtype)
-    for start in range(0, STRIDE, BLOCK_D):
-        u = tl.dot(tl.load(x_ptrs + start), tl.load(ref_ptrs + start), u, input_precision="ieee", out_dtype=dtype)
-    if SIMILARITY != "dot":
-        square = tl.load(square_ptr + first_row + row)[:, None]
-        ref_square = tl.load(ref_square_ptr + first_column + column)[None, :]
-        u = (square + ref_square) - 2 * u
-        u = tl.where(u < 0, 0.0, u)  # NaN stays
-        if SIMILARITY == "euclidean":
-            u = root(u)
-        u = 0.0 - u
-    return u
-
-
-@triton.jit
-def selected(
-    label_ptr,
-    ref_label_ptr,
-    id_ptr,
-    ref_id_ptr,
-    first_row,
-    first_column,
-    rows_left,
-    columns_left,
-    SELECT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
-    """Which pairs of the tile labels and ids let through, [BLOCK_ROWS, BLOCK_COLUMNS]; none past the last column."""
-    row = tl.minimum(tl.arange(0, BLOCK_ROWS), rows_left - 1)
-    column = tl.arange(0, BLOCK_COLUMNS)
-    keep = (column < columns_left)[None, :]
-    if label_ptr is not None:
-        label = tl.load(label_ptr + first_row + row)[:, None]
-        ref_label = tl.load(ref_label_ptr + first_column + column)[None, :]
-        if label_ptr.dtype.element_ty == tl.int64:
-            if SELECT == "positive":
-                keep = keep & ((label & ref_label) != 0)
-            elif SELECT == "negative":
-                keep = keep & ((label & ref_label) == 0)
-        else:
-            # Labels below 0 are made to differ, so that one comparison serves the positive pairs.
-            if SELECT == "positive":
-                keep = tl.where(label < 0, -2, label) == ref_label
-            else:
-                keep = (ref_label >= 0) & (label >= 0)
-                if SELECT == "negative":
-                    keep = keep & (label != ref_label)
-    if id_ptr is not None:
-        id = tl.load(id_ptr + first_row + row)[:, None]
-        ref_id = tl.load(ref_id_ptr + first_column + column)[None, :]
-        keep = keep & (tl.where(id < 0, -2, id) != tl.maximum(ref_id, -1))
-    return tl.broadcast_to(keep, [BLOCK_ROWS, BLOCK_COLUMNS])
-
-
-@triton.jit
-def within(u, lower_ptr, upper_ptr, first, left, axis: tl.constexpr):
-    """Which similarities lie within the bounds of their rows (axis 0) or of their columns (axis 1); NaN does."""
-    at = first + tl.minimum(tl.arange(0, u.shape[axis]), left - 1)
-    inside = tl.full(u.shape, 1, tl.int1)
-    if lower_ptr is not None:
-        lower = tl.expand_dims(tl.load(lower_ptr + at), 1 - axis)
-        inside = inside & ~(u <= lower)
-    if upper_ptr is not None:
-        upper = tl.expand_dims(tl.load(upper_ptr + at), 1 - axis)
-        inside = inside & ~(u >= upper)
-    return inside
-
-
-@triton.jit
-def _halves(tile):
-    return tl.split(tl.permute(tl.reshape(tile, [tile.shape[0], 2, tile.shape[1] // 2]), [0, 2, 1]))
-
-
-@triton.jit
-def parts_of(tile, PARTS: tl.constexpr):
-    """1, 2, 4 or 8 slices of the columns, in their order. What is taken of a tile goes part by part: an operation on
-    all of it would hold several copies of it in the registers."""
-    if PARTS == 1:
-        parts = (tile,)
-    else:
-        a, b = _halves(tile)
-        parts = (a, b)
-        if PARTS > 2:
-            a, b = _halves(parts[0])
-            c, d = _halves(parts[1])
-            parts = (a, b, c, d)
-            if PARTS > 4:
-                a, b = _halves(parts[0])
-                c, d = _halves(parts[1])
-                e, f = _halves(parts[2])
-                g, h = _halves(parts[3])
-                parts = (a, b, c, d, e, f, g, h)
-    return parts
-
-
-@triton.jit
-def which_count(
-    u,  # [BLOCK_ROWS, a part of BLOCK_COLUMNS]
-    label_ptr,  # [N] int32 or int64, or None
-    ref_label_ptr,  # [M], padded to whole tiles
-    id_ptr,  # [N] int32, or None
-    ref_id_ptr,  # [M], padded to whole tiles
-    lower_ptr,  # [N], or None
-    upper_ptr,  # [N], or None
-    first_row,  # int64
-    first_column,  # int64, of the part
-    rows_left,  # int32, at least 1; may exceed the tile
-    columns_left,  # of the part, may be below 1
-    SELECT: tl.constexpr,
-):
-    """Which pairs count; rows past the last repeat it, columns past the last do not count."""
-    keep = selected(
-        label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, first_row, first_column, rows_left, columns_left, SELECT,
-        u.shape[0], u.shape[1],
-    )  # fmt: skip
-    keep = keep & within(u, lower_ptr, upper_ptr, first_row, rows_left, 0)
-    # What labels decide is tied to the similarities: a count of it would be taken in another layout, at twice the cost.
-    return keep & ~((u != u) & (u == u))
-
-
-@triton.jit
-def _may_count(low, high, ref_low, ref_high, SELECT: tl.constexpr):
-    """Whether tiles of rows and columns with these ranges of labels can have a pair that counts."""
-    some = (low <= high) & (ref_low <= ref_high)
-    if SELECT == "positive":
-        some = some & (low <= ref_high) & (ref_low <= high)
-    else:
-        some = some & ((low != high) | (ref_low != ref_high) | (low != ref_low))
-    return some
-
-
-@triton.jit
-def may_count(range_ptr, ref_range_ptr, row_tile, column_tile, SELECT: tl.constexpr):
-    """The same of two tiles by number; ranges [tiles, 2], or None: nothing is ruled out."""
-    some = True
-    if range_ptr is not None:
-        row_at = range_ptr + row_tile * 2
-        column_at = ref_range_ptr + column_tile * 2
-        some = _may_count(
-            tl.load(row_at), tl.load(row_at + 1), tl.load(column_at), tl.load(column_at + 1), SELECT
-        )  # fmt: skip
-    return some
-
-
-@triton.jit
-def columns_of_split(bound_ptr, row_tile, split, splits, column_tiles):
-    """(first, end) of the tiles of columns that a split of a tile of rows walks over, in rising order."""
-    first = split * 0
-    end = column_tiles
-    if bound_ptr is not None:
-        first = tl.load(bound_ptr + row_tile * 2)
-        end = tl.load(bound_ptr + row_tile * 2 + 1)
-    tiles = (end - first).to(tl.int64)
-    return (first + tiles * split // splits).to(tl.int32), (first + tiles * (split + 1) // splits).to(tl.int32)
-
-
-@triton.jit(do_not_specialize=["ref_tiles"])
-def bound_kernel(
-    range_ptr,  # [tiles, 2]
-    ref_range_ptr,  # [ref_tiles, 2]
-    bound_ptr,  # [tiles, 2]
-    ref_tiles,
-    SELECT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Owns a tile: the first and the end of the tiles of ref that may have a pair with it; 0 and 0 where none has."""
-    tile = tl.program_id(0).to(tl.int64)
-    low = tl.load(range_ptr + tile * 2)
-    high = tl.load(range_ptr + tile * 2 + 1)
-    first = tl.full([BLOCK], 2**31 - 1, tl.int32)
-    end = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, ref_tiles, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        there = at < ref_tiles
-        ref_low = tl.load(ref_range_ptr + at.to(tl.int64) * 2, mask=there, other=0)
-        ref_high = tl.load(ref_range_ptr + at.to(tl.int64) * 2 + 1, mask=there, other=-1)
-        some = there & _may_count(low, high, ref_low, ref_high, SELECT)
-        first = tl.where(some, tl.minimum(first, at), first)
-        end = tl.where(some, at + 1, end)
-    end = tl.max(end, axis=0)
-    tl.store(bound_ptr + tile * 2, tl.minimum(tl.min(first, axis=0), end))
-    tl.store(bound_ptr + tile * 2 + 1, end)
-
-
-@triton.jit
-def square_kernel(x_ptr, square_ptr, STRIDE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Owns the sum of squares of one row."""
-    row = tl.program_id(0).to(tl.int64)
-    dtype: tl.constexpr = square_ptr.dtype.element_ty
-    total = tl.zeros([BLOCK_D], dtype)
-    for start in range(0, STRIDE, BLOCK_D):
-        column = start + tl.arange(0, BLOCK_D)
-        value = tl.load(x_ptr + row * STRIDE + column, mask=column < STRIDE, other=0.0).to(dtype)
-        total += value * value
-    tl.store(square_ptr + row, tl.sum(total, axis=0))
 
 
 class Configuration(NamedTuple):
@@ -387,23 +158,26 @@ class Tiles:
         return x.contiguous() if self.stride == self.d else F.pad(x, (0, self.stride - self.d))
 
     @property
-    def tensors(self) -> tuple[torch.Tensor | None, ...]:
-        """The arguments of `similarities` and `which_count`, in this order."""
-        return (self.x, self.ref, *self.squares, *self.labels, *self.ids, *self.window)
+    def pairs(self) -> Pairs:
+        c = self.config
+        constants = (self.select, self.similarity, self.stride, c.rows, c.columns, c.depth, c.parts)
+        return Pairs(
+            self.x, self.ref, *self.squares, *self.labels, *self.ids, *self.window, *self.ranges, self.bounds,
+            *map(tl.constexpr, constants),
+        )  # fmt: skip
 
     @property
-    def constants(self) -> dict[str, object]:
-        return {
-            "SELECT": self.select,
-            "SIMILARITY": self.similarity,
-            "STRIDE": self.stride,
-            "BLOCK_ROWS": self.config.rows,
-            "BLOCK_COLUMNS": self.config.columns,
-            "BLOCK_D": self.config.depth,
-            "PARTS": self.config.parts,
-            "num_warps": self.config.warps,
-            "num_stages": self.config.stages,
-        }
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.config.warps, "num_stages": self.config.stages}
+
+    def walk(self, splits: int) -> tuple[object, ...]:
+        """The first arguments of a kernel whose programs own a tile of rows within one split of the columns."""
+        return (self.pairs, self.n, self.m, self.row_tiles, self.column_tiles, splits)
+
+    def block(self, first_row: int, first_column: int, row_tiles: int, column_tiles: int) -> tuple[object, ...]:
+        """The first arguments of a kernel whose programs own a tile each of a block."""
+        c = self.config
+        return (self.pairs, self.n, self.m, first_row // c.rows, first_column // c.columns, row_tiles, column_tiles)
 
     def splits(self) -> int:
         """Parts of the columns that have programs of their own, so that a machine is filled; of the sizes only."""

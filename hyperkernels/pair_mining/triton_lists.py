@@ -10,52 +10,32 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_kernels import Tiles, columns_of_split, may_count, parts_of, similarities, which_count
-from .triton_order import narrow, prepared, rows_of, splits_within
+from .triton_kernels import Tiles
+from .triton_order import prepared, splits_within
+from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "total"])
 def pair_kernel(
-    x_ptr,  # the first ten as of similarities and which_count
-    ref_ptr,
-    square_ptr,
-    ref_square_ptr,
-    label_ptr,
-    ref_label_ptr,
-    id_ptr,
-    ref_id_ptr,
-    lower_ptr,
-    upper_ptr,
-    range_ptr,  # as in may_count
-    ref_range_ptr,
-    bound_ptr,  # as in columns_of_split
-    count_ptr,  # [splits, n]: written where there is no list, else the places taken by the splits before
-    offset_ptr,  # [n + 1], or None: the pairs are only counted
-    column_ptr,  # [total]
-    value_ptr,  # [total]
+    pairs,  # Pairs
     n,
     m,
     row_tiles,
     column_tiles,
     splits,
+    count_ptr,  # [splits, n]: written where there is no list, else the places taken by the splits before
+    offset_ptr,  # [n + 1], or None: the pairs are only counted
+    column_ptr,  # [total]
+    value_ptr,  # [total]
     total,
-    SELECT: tl.constexpr,
-    SIMILARITY: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """Owns the pairs of a tile of rows within one split of the columns."""
-    WIDTH: tl.constexpr = BLOCK_COLUMNS // PARTS
-    row_tile, first_row, rows_left, split = rows_of(tl.program_id(0), row_tiles, n, BLOCK_ROWS)
-    first, end = columns_of_split(bound_ptr, row_tile, split, splits, column_tiles)
-    zero = tl.full([], 0, tl.int32)
-    row = tl.arange(0, BLOCK_ROWS)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    first_row, rows_left = rows
+    row = tl.arange(0, pairs.BLOCK_ROWS)
     there = row < rows_left
     own = split.to(tl.int64) * n + first_row + row
-    taken = tl.zeros([BLOCK_ROWS], tl.int32)
+    taken = tl.zeros([pairs.BLOCK_ROWS], tl.int32)
     if offset_ptr is not None:
         begin = tl.load(offset_ptr + first_row + row, mask=there, other=0)
         limit = tl.load(offset_ptr + first_row + row + 1, mask=there, other=0)
@@ -64,32 +44,19 @@ def pair_kernel(
         # Whatever the offsets say, a row writes neither outside the list nor past its own part of it.
         room = tl.where(begin < 0, 0, tl.maximum(tl.minimum(limit, total), 0) - begin)
         room = tl.maximum(tl.minimum(room, m), 0).to(tl.int32)
-    for step in range(first, end):
-        tile = zero + step
-        if may_count(range_ptr, ref_range_ptr, row_tile, tile, SELECT):
-            first_column = tile.to(tl.int64) * BLOCK_COLUMNS
-            columns_left = (m - first_column).to(tl.int32)
-            parts = parts_of(
-                similarities(
-                    x_ptr, ref_ptr, square_ptr, ref_square_ptr, first_row, first_column, rows_left, columns_left,
-                    SIMILARITY, STRIDE, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_D,
-                ),
-                PARTS,
-            )  # fmt: skip
-            for part in tl.static_range(PARTS):
-                u = parts[part]
-                keep = which_count(
-                    u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row,
-                    first_column + part * WIDTH, rows_left, columns_left - part * WIDTH, SELECT,
-                )  # fmt: skip
+    for tile in range(first_tile, end_tile):
+        if may_count(pairs, row_tile, tile):
+            columns = columns_of(pairs, tile, m)
+            parts = tile_of(pairs, rows, columns)
+            for part in tl.static_range(pairs.PARTS):
+                u, keep, first_column = part_of(pairs, parts, part, rows, columns)
                 kept = (keep & there[:, None]).to(tl.int32)
                 new = tl.sum(kept, axis=1)
                 if offset_ptr is not None:
                     if tl.max(kept, axis=None) > 0:
                         place = taken[:, None] + tl.cumsum(kept, axis=1) - 1
                         mask = (kept > 0) & (place < room[:, None])
-                        column = first_column + part * WIDTH + tl.arange(0, WIDTH)[None, :]
-                        column = tl.broadcast_to(column, [BLOCK_ROWS, WIDTH])
+                        column = tl.broadcast_to(first_column + tl.arange(0, u.shape[1])[None, :], u.shape)
                         tl.store((column_ptr + begin)[:, None] + place, column, mask=mask)
                         tl.store((value_ptr + begin)[:, None] + place, u, mask=mask)
                 taken += new
@@ -98,10 +65,7 @@ def pair_kernel(
 
 
 def _launch(tiles: Tiles, splits: int, *lists: Any, total: int) -> None:
-    pair_kernel[(tiles.row_tiles * splits,)](
-        *tiles.tensors, *tiles.ranges, tiles.bounds, *lists, tiles.n, tiles.m, tiles.row_tiles, tiles.column_tiles,
-        splits, total, **narrow(tiles),
-    )  # fmt: skip
+    pair_kernel[(tiles.row_tiles * splits,)](*tiles.walk(splits), *lists, total, **tiles.options)
 
 
 def _counts(tiles: Tiles, splits: int) -> torch.Tensor:

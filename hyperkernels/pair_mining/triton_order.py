@@ -45,14 +45,6 @@ def best_of(key, column):
     return best, tl.min(tl.where(key == best[:, None], column, NO_COLUMN), axis=1)
 
 
-@triton.jit
-def rows_of(program, row_tiles, n, BLOCK_ROWS: tl.constexpr):
-    """(tile of rows, its first row, its rows, split) of a program; the row tiles of a split run side by side."""
-    row_tile = program % row_tiles
-    first_row = row_tile.to(tl.int64) * BLOCK_ROWS
-    return row_tile, first_row, tl.minimum(n - first_row, BLOCK_ROWS).to(tl.int32), program // row_tiles
-
-
 def key_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.int64 if dtype == torch.float64 else torch.int32
 
@@ -73,19 +65,15 @@ def merged(keys: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, tor
     return best, columns.gather(0, split)[0].long()
 
 
-def narrow(tiles: Tiles) -> dict[str, object]:
-    """Constants for kernels that hold many numbers of every pair of a part: narrow parts, and 8 warps where a thread of
-    4 would have 64 similarities."""
-    config = tiles.config
-    warps = max(config.warps, 8 if config.rows * config.columns >= 64 * 128 else 1)
-    return tiles.constants | {"PARTS": max(1, min(8, config.columns // 16)), "num_warps": warps}
-
-
 def prepared(*fields: object) -> Tiles:
-    """The problem of an op's first arguments."""
+    """The problem of an op's first arguments, for kernels that hold many numbers of every pair of a part: its parts are
+    narrow, and it has 8 warps where a thread of 4 would have 64 similarities."""
     tiles = Tiles(Problem(*fields), 3)  # type: ignore[arg-type]
-    if tiles.m + tiles.config.columns > NO_COLUMN.value:
+    c = tiles.config
+    if tiles.m + c.columns > NO_COLUMN.value:
         raise ValueError(f"ref must have fewer than 2^31 rows on a GPU; got {tiles.m}")
+    warps = max(c.warps, 8 if c.rows * c.columns >= 64 * 128 else 1)
+    tiles.config = c._replace(parts=max(1, min(8, c.columns // 16)), warps=warps)
     return tiles
 
 

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_kernels import columns_of_split, may_count, parts_of, similarities, which_count
-from .triton_order import best_of, key_dtype, lowest, merged, narrow, ordered, prepared, rows_of, splits_within
+from .triton_order import best_of, key_dtype, lowest, merged, ordered, prepared, splits_within
+from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
 _LARGEST_GROUP = 32  # draws of a program
 
@@ -49,72 +49,39 @@ def _log_weights(u, WEIGHTS: tl.constexpr, p0, p1, inverse_temperature):
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "draws", "seed"])
 def draw_kernel(
-    x_ptr,  # the first ten as of similarities and which_count
-    ref_ptr,
-    square_ptr,
-    ref_square_ptr,
-    label_ptr,
-    ref_label_ptr,
-    id_ptr,
-    ref_id_ptr,
-    lower_ptr,
-    upper_ptr,
-    range_ptr,  # as in may_count
-    ref_range_ptr,
-    bound_ptr,  # as in columns_of_split
-    parameter_ptr,  # p0, p1 and 1 / temperature
-    key_ptr,  # [splits, n, draws]
-    column_ptr,  # [splits, n, draws] int32
+    pairs,  # Pairs
     n,
     m,
     row_tiles,
     column_tiles,
     splits,
+    parameter_ptr,  # p0, p1 and 1 / temperature
+    key_ptr,  # [splits, n, draws]
+    column_ptr,  # [splits, n, draws] int32
     draws,
     seed,
     WEIGHTS: tl.constexpr,
     GROUP: tl.constexpr,
-    SELECT: tl.constexpr,
-    SIMILARITY: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """Owns GROUP draws of a tile of rows within one split of the columns."""
-    WIDTH: tl.constexpr = BLOCK_COLUMNS // PARTS
-    row_tile, first_row, rows_left, split = rows_of(tl.program_id(0), row_tiles, n, BLOCK_ROWS)
-    first, end = columns_of_split(bound_ptr, row_tile, split, splits, column_tiles)
-    zero = tl.full([], 0, tl.int32)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    first_row, rows_left = rows
     dtype: tl.constexpr = key_ptr.dtype.element_ty
     group = tl.program_id(1)
     p0, p1, inverse = tl.load(parameter_ptr), tl.load(parameter_ptr + 1), tl.load(parameter_ptr + 2)
-    row = tl.arange(0, BLOCK_ROWS)
+    row = tl.arange(0, pairs.BLOCK_ROWS)
     place = tl.arange(0, GROUP)[None, :]
-    keys = tl.zeros([BLOCK_ROWS, GROUP], dtype) + lowest(dtype)
-    columns = tl.full([BLOCK_ROWS, GROUP], -1, tl.int32)
-    for step in range(first, end):
-        tile = zero + step
-        if may_count(range_ptr, ref_range_ptr, row_tile, tile, SELECT):
-            first_column = tile.to(tl.int64) * BLOCK_COLUMNS
-            columns_left = (m - first_column).to(tl.int32)
-            parts = parts_of(
-                similarities(
-                    x_ptr, ref_ptr, square_ptr, ref_square_ptr, first_row, first_column, rows_left, columns_left,
-                    SIMILARITY, STRIDE, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_D,
-                ),
-                PARTS,
-            )  # fmt: skip
-            for part in tl.static_range(PARTS):
-                u = parts[part]
-                keep = which_count(
-                    u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row,
-                    first_column + part * WIDTH, rows_left, columns_left - part * WIDTH, SELECT,
-                )  # fmt: skip
+    keys = tl.zeros([pairs.BLOCK_ROWS, GROUP], dtype) + lowest(dtype)
+    best_columns = tl.full([pairs.BLOCK_ROWS, GROUP], -1, tl.int32)
+    for tile in range(first_tile, end_tile):
+        if may_count(pairs, row_tile, tile):
+            columns = columns_of(pairs, tile, m)
+            parts = tile_of(pairs, rows, columns)
+            for part in tl.static_range(pairs.PARTS):
+                u, keep, first_column = part_of(pairs, parts, part, rows, columns)
                 weights = _log_weights(u, WEIGHTS, p0, p1, inverse)
-                column = tile * BLOCK_COLUMNS + part * WIDTH + tl.arange(0, WIDTH)[None, :]
-                none = tl.zeros([BLOCK_ROWS, WIDTH], tl.uint32)
+                column = first_column.to(tl.int32) + tl.arange(0, u.shape[1])[None, :]
+                none = tl.zeros(u.shape, tl.uint32)
                 c0 = none + column.to(tl.uint32)
                 c1 = none + (first_row + row)[:, None].to(tl.uint32)
                 for four in range(GROUP // 4):
@@ -126,12 +93,12 @@ def draw_kernel(
                         best, at = best_of(key, column)
                         better = (place == four * 4 + i) & (best[:, None] > keys)
                         keys = tl.where(better, best[:, None], keys)
-                        columns = tl.where(better, at[:, None], columns)
+                        best_columns = tl.where(better, at[:, None], best_columns)
     draw = group * GROUP + place
     out = (split.to(tl.int64) * n + first_row + row)[:, None] * draws + draw
     mask = (row < rows_left)[:, None] & (draw < draws)
     tl.store(key_ptr + out, keys, mask=mask)
-    tl.store(column_ptr + out, columns, mask=mask)
+    tl.store(column_ptr + out, best_columns, mask=mask)
 
 
 def pair_sample(*args: Any) -> torch.Tensor:
@@ -155,7 +122,6 @@ def pair_sample(*args: Any) -> torch.Tensor:
     group = max(4, min(largest, triton.next_power_of_2(draws)))
     with torch.cuda.device_of(tiles.x):
         draw_kernel[(tiles.row_tiles * splits, triton.cdiv(draws, group))](
-            *tiles.tensors, *tiles.ranges, tiles.bounds, parameters, keys, columns, tiles.n, tiles.m, tiles.row_tiles,
-            tiles.column_tiles, splits, draws, seed, WEIGHTS=weights, GROUP=group, **narrow(tiles),
+            *tiles.walk(splits), parameters, keys, columns, draws, seed, WEIGHTS=weights, GROUP=group, **tiles.options
         )  # fmt: skip
     return merged(keys, columns)[1]

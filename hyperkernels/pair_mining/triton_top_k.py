@@ -14,19 +14,27 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_kernels import PROGRAMS, Tiles, columns_of_split, may_count, parts_of, similarities, which_count
+from .triton_kernels import PROGRAMS, Tiles
 from .triton_order import (
     NO_COLUMN,
     WORKSPACE,
     best_of,
     key_dtype,
     lowest,
-    narrow,
     numbers,
     ordered,
     prepared,
-    rows_of,
     splits_within,
+)
+from .triton_tiles import (
+    columns_of,
+    may_count,
+    part_of,
+    places_of_tile,
+    rows_of,
+    share_of_program,
+    tile_of,
+    tile_of_block,
 )
 
 _LARGEST_LIST = {2: 64, 4: 32, 8: 32}  # pairs of a row that stay in registers, by the size of an element
@@ -35,150 +43,84 @@ _LARGEST_CHUNK = 65536  # columns of the workspace
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "k"])
 def list_kernel(
-    x_ptr,  # the first ten as of similarities and which_count
-    ref_ptr,
-    square_ptr,
-    ref_square_ptr,
-    label_ptr,
-    ref_label_ptr,
-    id_ptr,
-    ref_id_ptr,
-    lower_ptr,
-    upper_ptr,
-    range_ptr,  # as in may_count
-    ref_range_ptr,
-    bound_ptr,  # as in columns_of_split
-    key_ptr,  # [n, splits, k]
-    column_ptr,  # [n, splits, k] int32
+    pairs,  # Pairs
     n,
     m,
     row_tiles,
     column_tiles,
     splits,
+    key_ptr,  # [n, splits, k]
+    column_ptr,  # [n, splits, k] int32
     k,
     LIST: tl.constexpr,  # at least k
-    SELECT: tl.constexpr,
-    SIMILARITY: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """Owns the k best pairs of a tile of rows within one split of the columns."""
-    WIDTH: tl.constexpr = BLOCK_COLUMNS // PARTS
-    row_tile, first_row, rows_left, split = rows_of(tl.program_id(0), row_tiles, n, BLOCK_ROWS)
-    first, end = columns_of_split(bound_ptr, row_tile, split, splits, column_tiles)
-    zero = tl.full([], 0, tl.int32)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    first_row, rows_left = rows
     dtype: tl.constexpr = key_ptr.dtype.element_ty
     place = tl.arange(0, LIST)[None, :]
     # Free places have columns that differ, so that they are filled one by one; those past k hold what nothing passes.
-    columns = tl.zeros([BLOCK_ROWS, LIST], tl.int32) + place
-    keys = tl.where(place < k, lowest(dtype), ~lowest(dtype)) + tl.zeros([BLOCK_ROWS, LIST], dtype)
-    for step in range(first, end):
-        tile = zero + step
-        if may_count(range_ptr, ref_range_ptr, row_tile, tile, SELECT):
-            first_column = tile.to(tl.int64) * BLOCK_COLUMNS
-            columns_left = (m - first_column).to(tl.int32)
-            parts = parts_of(
-                similarities(
-                    x_ptr, ref_ptr, square_ptr, ref_square_ptr, first_row, first_column, rows_left, columns_left,
-                    SIMILARITY, STRIDE, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_D,
-                ),
-                PARTS,
-            )  # fmt: skip
-            for part in tl.static_range(PARTS):
-                u = parts[part]
-                keep = which_count(
-                    u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row,
-                    first_column + part * WIDTH, rows_left, columns_left - part * WIDTH, SELECT,
-                )  # fmt: skip
+    best_columns = tl.zeros([pairs.BLOCK_ROWS, LIST], tl.int32) + place
+    keys = tl.where(place < k, lowest(dtype), ~lowest(dtype)) + tl.zeros([pairs.BLOCK_ROWS, LIST], dtype)
+    for tile in range(first_tile, end_tile):
+        if may_count(pairs, row_tile, tile):
+            columns = columns_of(pairs, tile, m)
+            parts = tile_of(pairs, rows, columns)
+            for part in tl.static_range(pairs.PARTS):
+                u, keep, first_column = part_of(pairs, parts, part, rows, columns)
                 key = ordered(u, keep)
-                column = tile * BLOCK_COLUMNS + part * WIDTH + tl.arange(0, WIDTH)[None, :]
+                column = first_column.to(tl.int32) + tl.arange(0, u.shape[1])[None, :]
                 best = tl.max(key, axis=1)
                 worst = tl.min(keys, axis=1)
                 while tl.max((best > worst).to(tl.int32), axis=0) > 0:
                     at = tl.min(tl.where(key == best[:, None], column, NO_COLUMN), axis=1)
                     is_worst = keys == worst[:, None]
-                    last = tl.max(tl.where(is_worst, columns, -1), axis=1)
-                    here = is_worst & (columns == last[:, None]) & (best > worst)[:, None]
+                    last = tl.max(tl.where(is_worst, best_columns, -1), axis=1)
+                    here = is_worst & (best_columns == last[:, None]) & (best > worst)[:, None]
                     keys = tl.where(here, best[:, None], keys)
-                    columns = tl.where(here, at[:, None], columns)
+                    best_columns = tl.where(here, at[:, None], best_columns)
                     # Where the row had nothing to gain this takes away a pair that has no place in its list either.
                     key = tl.where(column == at[:, None], lowest(dtype), key)
                     best = tl.max(key, axis=1)
                     worst = tl.min(keys, axis=1)
     keys = tl.where(place < k, keys, lowest(dtype))
-    row = tl.arange(0, BLOCK_ROWS)
+    row = tl.arange(0, pairs.BLOCK_ROWS)
     out = ((first_row + row) * splits + split) * k
     for rank in range(k):
-        best, at = best_of(keys, columns)
+        best, at = best_of(keys, best_columns)
         tl.store(key_ptr + out + rank, best, mask=row < rows_left)
         tl.store(column_ptr + out + rank, tl.where(best == lowest(dtype), -1, at), mask=row < rows_left)
-        keys = tl.where((keys == best[:, None]) & (columns == at[:, None]), lowest(dtype), keys)
+        keys = tl.where((keys == best[:, None]) & (best_columns == at[:, None]), lowest(dtype), keys)
 
 
-@triton.jit(do_not_specialize=["n", "m", "first_tile_of_rows", "first_tile_of_columns", "row_tiles", "chunk"])
+@triton.jit(do_not_specialize=["n", "m", "first_row_tile", "first_column_tile", "row_tiles", "column_tiles"])
 def key_kernel(
-    x_ptr,
-    ref_ptr,
-    square_ptr,
-    ref_square_ptr,
-    label_ptr,
-    ref_label_ptr,
-    id_ptr,
-    ref_id_ptr,
-    lower_ptr,
-    upper_ptr,
-    range_ptr,
-    ref_range_ptr,
-    key_ptr,  # [row_tiles * BLOCK_ROWS, chunk] int64
+    pairs,  # Pairs
     n,
     m,
-    first_tile_of_rows,
-    first_tile_of_columns,
-    row_tiles,
-    chunk,
-    SELECT: tl.constexpr,
-    SIMILARITY: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
+    first_row_tile,
+    first_column_tile,
+    row_tiles,  # of the block
+    column_tiles,
+    key_ptr,  # [row_tiles * BLOCK_ROWS, column_tiles * BLOCK_COLUMNS] int64
 ):
     """Owns the keys of one tile. A key of float32 has the column below it, so that no two are equal."""
-    WIDTH: tl.constexpr = BLOCK_COLUMNS // PARTS
-    row_at, column_at = tl.program_id(0) % row_tiles, tl.program_id(0) // row_tiles
-    row_tile, tile = first_tile_of_rows + row_at, first_tile_of_columns + column_at
-    first_row, first_column = row_tile.to(tl.int64) * BLOCK_ROWS, tile.to(tl.int64) * BLOCK_COLUMNS
-    rows_left = tl.minimum(n - first_row, BLOCK_ROWS).to(tl.int32)
-    row = tl.arange(0, BLOCK_ROWS).to(tl.int64)[:, None]
-    out = key_ptr + row_at.to(tl.int64) * BLOCK_ROWS * chunk + column_at * BLOCK_COLUMNS + row * chunk
-    out += tl.arange(0, WIDTH)[None, :]
-    if may_count(range_ptr, ref_range_ptr, row_tile, tile, SELECT):
-        columns_left = (m - first_column).to(tl.int32)
-        parts = parts_of(
-            similarities(
-                x_ptr, ref_ptr, square_ptr, ref_square_ptr, first_row, first_column, rows_left, columns_left,
-                SIMILARITY, STRIDE, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_D,
-            ),
-            PARTS,
-        )  # fmt: skip
-        for part in tl.static_range(PARTS):
-            u = parts[part]
-            keep = which_count(
-                u, label_ptr, ref_label_ptr, id_ptr, ref_id_ptr, lower_ptr, upper_ptr, first_row,
-                first_column + part * WIDTH, rows_left, columns_left - part * WIDTH, SELECT,
-            )  # fmt: skip
+    row_tile, column_tile, row_at, column_at = tile_of_block(first_row_tile, first_column_tile, row_tiles)
+    out = places_of_tile(pairs, key_ptr, row_at, column_at, column_tiles)
+    width: tl.constexpr = out.shape[1]
+    if may_count(pairs, row_tile, column_tile):
+        rows, columns = rows_of(pairs, row_tile, n), columns_of(pairs, column_tile, m)
+        parts = tile_of(pairs, rows, columns)
+        for part in tl.static_range(pairs.PARTS):
+            u, keep, first_column = part_of(pairs, parts, part, rows, columns)
             packed = ordered(u, keep).to(tl.int64)
             if u.dtype != tl.float64:
-                column = tile * BLOCK_COLUMNS + part * WIDTH + tl.arange(0, WIDTH)[None, :]
+                column = first_column.to(tl.int32) + tl.arange(0, width)[None, :]
                 packed = (packed << 32) | (2**31 - 1 - column).to(tl.int64)
-            tl.store(out + part * WIDTH, packed)
+            tl.store(out + part * width, packed)
     else:
-        for part in tl.static_range(PARTS):
-            tl.store(out + part * WIDTH, tl.zeros([BLOCK_ROWS, WIDTH], tl.int64) + lowest(tl.int64))
+        for part in tl.static_range(pairs.PARTS):
+            tl.store(out + part * width, tl.zeros(out.shape, tl.int64) + lowest(tl.int64))
 
 
 def _first(keys: torch.Tensor, columns: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,8 +135,7 @@ def _short(tiles: Tiles, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     keys = tiles.x.new_empty(tiles.n, splits * k, dtype=dtype)
     columns = tiles.x.new_empty(tiles.n, splits * k, dtype=torch.int32)
     list_kernel[(tiles.row_tiles * splits,)](
-        *tiles.tensors, *tiles.ranges, tiles.bounds, keys, columns, tiles.n, tiles.m, tiles.row_tiles,
-        tiles.column_tiles, splits, k, LIST=max(4, triton.next_power_of_2(k)), **narrow(tiles),
+        *tiles.walk(splits), keys, columns, k, LIST=max(4, triton.next_power_of_2(k)), **tiles.options
     )  # fmt: skip
     return _first(keys, columns, k) if splits > 1 else (keys, columns)
 
@@ -220,10 +161,7 @@ def _long(tiles: Tiles, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         for start in range(0, tiles.column_tiles, column_tiles):
             columns = min(column_tiles, tiles.column_tiles - start)
             keys = workspace[: rows * height * columns * width].view(rows * height, columns * width)
-            key_kernel[(rows * columns,)](
-                *tiles.tensors, *tiles.ranges, keys, tiles.n, tiles.m, first, start, rows, columns * width,
-                **narrow(tiles),
-            )  # fmt: skip
+            key_kernel[(rows * columns,)](*tiles.block(here.start, start * width, rows, columns), keys, **tiles.options)
             best = _better(best, keys[: here.stop - here.start], start * width, k, tiles.dtype)
         assert best is not None
         found, at = best

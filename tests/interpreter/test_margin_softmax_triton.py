@@ -11,7 +11,7 @@ import triton.language as tl
 from accuracy import assert_as_accurate
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import op, reference, triton_forward, triton_kernels
+from hyperkernels.margin_softmax import op, reference, triton_kernels, triton_transforms
 from hyperkernels.margin_softmax.negatives import KINDS, SUMS, negatives
 
 IGNORED, ABSENT = -100, -7
@@ -304,7 +304,7 @@ def transformed(cos_ptr, transform_ptr, scale_ptr, value_ptr, slope_ptr, KIND: t
     cos = tl.load(cos_ptr + tl.arange(0, N))[:, None]
     row = tl.arange(0, N).to(tl.int64)
     scale = tl.load(scale_ptr + row)[:, None]
-    value, slope, _ = triton_forward._transform(KIND, cos, transform_ptr, row, row >= 0, scale, cos * 0)
+    value, slope, _ = triton_transforms._transform(KIND, cos, transform_ptr, row, row >= 0, scale, cos * 0)
     tl.store(value_ptr + row[:, None], value)
     tl.store(slope_ptr + row[:, None], tl.broadcast_to(slope, [N, 1]))
 

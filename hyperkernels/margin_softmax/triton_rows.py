@@ -1,0 +1,134 @@
+# mypy: ignore-errors
+"""Lengths in Triton, and the samples made ready: one pass over the centres, one over x.
+
+Each row of the copy of x is brought below length 1 by an exact power of two, so that no product exceeds the length of
+its centre; `multiplier` turns it into the x that the cosines are taken of.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .._triton_math import load, root
+from ..unit_norm.triton_kernels import _exponent, _grow, _power_of_two, _zero
+
+# Values of `own` below 0: a row whose target is not among the classes, one that takes no part, one out of range.
+ABSENT, IGNORED, OUTSIDE = tl.constexpr(-1), tl.constexpr(-2), tl.constexpr(-3)
+
+
+@triton.jit
+def _inverse(x):
+    return 1.0 / x if x.dtype == tl.float64 else tl.math.div_rn(1.0, x)
+
+
+@triton.jit
+def _lengths(pointers, columns, mask, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(|row| / 2^exponent, exponent) of rows that start at pointers [BLOCK_ROWS, 1]; 0 where the mask is not set."""
+    total = _zero(pointers, BLOCK_ROWS)
+    exponent = _exponent(total)
+    for start in range(0, D, BLOCK_D):
+        value = load(pointers + start + columns, mask & (columns < D - start))
+        exponent, factor = _grow(exponent, tl.max(tl.abs(value), axis=1))
+        value = value * _power_of_two(-exponent, value.dtype)[:, None]
+        total = total * factor * factor + tl.sum(value * value, axis=1)
+    return root(total), exponent
+
+
+@triton.jit(do_not_specialize=["rows"])
+def center_kernel(
+    w_ptr,  # [rows, D]
+    norm_ptr,  # [rows]
+    rows,
+    D: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Owns the lengths of BLOCK_ROWS centres. Reads w once."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    row = tl.arange(0, BLOCK_ROWS)
+    there = row < tl.minimum(rows - first, BLOCK_ROWS).to(tl.int32)
+    columns = tl.arange(0, BLOCK_D)[None, :]
+    norm, exponent = _lengths(w_ptr + first * D + row[:, None] * D, columns, there[:, None], D, BLOCK_ROWS, BLOCK_D)
+    tl.store(norm_ptr + first + row, norm * _power_of_two(exponent, norm.dtype), mask=there)
+
+
+@triton.jit
+def _inverse_norms(w_norm_ptr, first_class, classes, mask, center, SUB_CENTERS, EPS, NORMALIZE_WEIGHT: tl.constexpr):
+    """1 / max(|w|, eps) of one sub-centre of each class, or 1."""
+    norm = tl.load(w_norm_ptr + first_class * SUB_CENTERS + classes * SUB_CENTERS + center, mask=mask, other=1.0)
+    return _inverse(tl.maximum(norm, EPS)) if NORMALIZE_WEIGHT else tl.full(norm.shape, 1.0, norm.dtype)
+
+
+@triton.jit(do_not_specialize=["rows", "classes", "ignore_index", "absent_index"])
+def row_kernel(
+    x_ptr,  # [rows, D]
+    w_ptr,  # [classes * SUB_CENTERS, D]
+    w_norm_ptr,  # [classes * SUB_CENTERS]
+    target_ptr,  # [rows]
+    copy_ptr,  # [padded rows, STRIDE]
+    multiplier_ptr,  # [padded rows]
+    own_ptr,  # [padded rows]
+    x_norm_ptr,  # [rows], or None, as the two below
+    target_cos_ptr,  # [rows]
+    target_center_ptr,  # [rows]
+    rows,
+    classes,
+    ignore_index,
+    absent_index,
+    SUB_CENTERS: tl.constexpr,
+    EPS: tl.constexpr,
+    NORMALIZE_X: tl.constexpr,
+    NORMALIZE_WEIGHT: tl.constexpr,
+    D: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Owns BLOCK_ROWS samples: their copy, multiplier and class, and in the forward their length and target cosine.
+    Reads x three times (twice from the caches) and the target's own centres."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    target = tl.load(target_ptr + row, mask=row < rows, other=0)
+    active = (row < rows) & (target != ignore_index)
+    here = active & (target != absent_index)
+    inside = here & (target >= 0) & (target < classes)
+    own = tl.where(inside, target, tl.where(here, OUTSIDE, tl.where(active, ABSENT, IGNORED)))
+    tl.store(own_ptr + row, own)
+
+    columns = tl.arange(0, BLOCK_D)[None, :]
+    x_row = x_ptr + row[:, None] * D
+    norm, exponent = _lengths(x_row, columns, active[:, None], D, BLOCK_ROWS, BLOCK_D)
+    shorter = tl.minimum(tl.maximum(exponent + _exponent(norm) + 1, -126), 126)
+    unit = exponent if norm.dtype == tl.float64 else shorter
+    shrink = _power_of_two(-unit, norm.dtype)
+    length = norm * _power_of_two(exponent, norm.dtype)
+    if NORMALIZE_X:
+        scaled = norm * _power_of_two(tl.minimum(tl.maximum(exponent - unit, -126), 126), norm.dtype)
+        multiplier = _inverse(tl.maximum(scaled, EPS * shrink))
+    else:
+        multiplier = _power_of_two(unit, norm.dtype)
+    tl.store(multiplier_ptr + row, multiplier)
+    for start in range(0, STRIDE, BLOCK_D):
+        x = load(x_row + start + columns, active[:, None] & (columns < D - start))
+        tl.store(copy_ptr + row[:, None] * STRIDE + start + columns, x * shrink[:, None], mask=columns < STRIDE - start)
+
+    if x_norm_ptr is not None:
+        tl.store(x_norm_ptr + row, length, mask=row < rows)
+        best = tl.full([BLOCK_ROWS], float("-inf"), norm.dtype)
+        best_center = tl.zeros([BLOCK_ROWS], tl.int64)
+        for center in tl.static_range(SUB_CENTERS):
+            dot = tl.zeros([BLOCK_ROWS], norm.dtype)
+            w_row = w_ptr + (own * SUB_CENTERS + center)[:, None] * D
+            for start in range(0, D, BLOCK_D):
+                mask = inside[:, None] & (columns < D - start)
+                dot += tl.sum(
+                    load(x_row + start + columns, mask) * shrink[:, None] * load(w_row + start + columns, mask), 1
+                )
+            inverse = _inverse_norms(w_norm_ptr, own, own * 0, inside, center, SUB_CENTERS, EPS, NORMALIZE_WEIGHT)
+            cos = dot * multiplier * inverse
+            better = (cos > best) | (cos != cos)
+            best = tl.where(better, cos, best)
+            best_center = tl.where(better, center, best_center)
+        nothing = tl.where(own == OUTSIDE, float("nan"), 0.0)
+        tl.store(target_cos_ptr + row, tl.where(inside, best, nothing), mask=row < rows)
+        tl.store(target_center_ptr + row, tl.where(inside, best_center, 0), mask=row < rows)
