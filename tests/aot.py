@@ -100,6 +100,7 @@ def compile_triton(
 
     order = kernel.arg_names
     types = {name: signature.get(name, "constexpr") for name in order}
+    pointed: list[str] = []
     values: dict[tuple[int, ...], Any] = {}
     aligned: dict[tuple[int, ...], Any] = {}
     for i, (argument, types_of) in enumerate(types.items()):
@@ -108,6 +109,7 @@ def compile_triton(
                 values[path] = value
             elif kind.startswith("*"):
                 aligned[path] = [["tt.divisibility", 16]]
+                pointed.append(kind[1:])
     source = ASTSource(kernel, types, values, aligned)
     pointers = sorted({types[argument] for argument in signature if isinstance(types[argument], str)})
     name = f"{kernel.__name__} {' '.join(pointers)} {named_constants(constants)} {options}"
@@ -124,12 +126,11 @@ def compile_triton(
             file.flush()
             usage = _run(_cuobjdump(), "-res-usage", file.name)
         registers, stack = _field(r"REG:(\d+)", usage), _field(r"STACK:(\d+)", usage)
-    types = [kind.removeprefix("*") for kind in signature.values() if kind.startswith("*")]
     _note(
         f"{kernel.__module__.removeprefix('hyperkernels.').split('.')[0]}.{kernel.__name__.removesuffix('_kernel')}",
         target,
-        types[0] if types else "",
-        " x ".join(str(value) for key, value in constants.items() if key.startswith("BLOCK")),
+        next((kind for kind in pointed if "f" in kind), ""),
+        " x ".join(str(value) for key, value in named_constants(constants).items() if key.startswith("BLOCK")),
         options.get("num_warps", 4),
         (registers, stack, compiled.metadata.shared),
     )
