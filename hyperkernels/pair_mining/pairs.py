@@ -16,7 +16,7 @@ from .reference import Problem, Statistics, Transform, accumulate_dtype
 SIMILARITIES = ("cosine", "dot", "euclidean", "squared_euclidean")
 SELECT = ("positive", "negative", "all")
 LINEAR, SOFTPLUS = Transform("linear"), Transform("softplus")
-SORTED_TILE = op.Tile(64, 64)  # small, so that few pairs beside the positives are looked at
+SORTED_TILE = op.Tile(32, 32)  # small, so that few pairs beside the positives are looked at
 Bound = torch.Tensor | float | None
 
 
@@ -29,13 +29,29 @@ class Listed(NamedTuple):
     offsets: torch.Tensor  # [N + 1]: the pairs of row i are at offsets[i] .. offsets[i+1]
 
 
+class _GradientOfRows(torch.autograd.Function):
+    """v itself, of which only the rows that are 1 rather than 0 in `some` [N, 1] have a gradient."""
+
+    @staticmethod
+    def forward(v: torch.Tensor, some: torch.Tensor) -> torch.Tensor:
+        return v.view_as(v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, d: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return d * ctx.saved_tensors[0], None
+
+
 def unit_rows(v: torch.Tensor, eps: float) -> torch.Tensor:
     """Unit rows; one shorter than eps is a constant for the gradient, which 1 / eps would blow up."""
     unit = unit_norm(v, eps=eps)
     if not (v.requires_grad and torch.is_grad_enabled()):
         return unit
-    short = torch.linalg.vector_norm(v.detach(), dim=1, keepdim=True, dtype=accumulate_dtype(v.dtype)) < eps
-    return torch.where(short, unit.detach(), unit)
+    long = ~(torch.linalg.vector_norm(v.detach(), dim=1, keepdim=True, dtype=accumulate_dtype(v.dtype)) < eps)
+    return _GradientOfRows.apply(unit, long.to(unit.dtype))
 
 
 class Pairs:
