@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from support import ROOT
 
-from hyperkernels.pair_mining import selections
+from hyperkernels.pair_mining import reference, selections
 from hyperkernels.pair_mining.op import Tile
 from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
 
@@ -128,3 +128,28 @@ def assert_passes_at(capability, file, names):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", names]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def check_rows_that_are_not_finite(problem, edges, poison, backward, tile=(8, 16)):
+    """Float64 gradients of bins of negative pairs. Of x and of ref a row that no pair counts with holds `poison`: they
+    are those of a finite row. Then a row of label 0 has a NaN: it reaches the rows of other labels and no more."""
+    ends = [problem.x] if problem.ref is None else [problem.x, problem.ref]
+    labels = [problem.label, problem.ref_label][: len(ends)]
+    for label in labels:
+        label[3], label[5], label[6] = -1, 0, 1
+    d_sum = torch.randn(len(edges[0]) + len(problem.x), dtype=torch.float64)
+    leaves = [end.clone().requires_grad_() for end in ends]
+    clean = problem._replace(**dict(zip(("x", "ref"), leaves, strict=False)))
+    right = torch.autograd.grad(reference.binned(clean, *edges)[1], leaves, d_sum)
+    arguments = (*problem, *edges, d_sum, *tile, True, problem.ref is not None)
+    for end in ends:
+        end[3] = poison
+    for mine, truth in zip(backward(*arguments), right, strict=False):
+        torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-9)
+    for end in ends:
+        end[5, 2] = torch.nan
+    for mine, label in zip(backward(*arguments), labels, strict=False):
+        assert mine[label > 0, 2].isnan().all()
+        others = label <= 0
+        others[5] = False
+        assert mine[others].isfinite().all()

@@ -13,7 +13,7 @@ from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 TILE = (256, 512)
-MODULES = ("triton_kernels", "triton_top_k", "triton_lists", "triton_samples", "triton_bins", "triton_values")
+KERNELS = ("kernels", "top_k", "lists", "samples", "bins", "product", "values")
 PRODUCTS = ("list", "key", "pair", "draw", "bin", "weight")  # kernels with a tile of similarities
 
 
@@ -28,8 +28,8 @@ def launches(monkeypatch, target, dtype, n=65536, m=65536, d=512, k=10, draws=4,
 
     noted = []
     with monkeypatch.context() as patch:
-        for name in MODULES:
-            module = importlib.import_module(f"hyperkernels.pair_mining.{name}")
+        for name in KERNELS:
+            module = importlib.import_module(f"hyperkernels.pair_mining.triton_{name}")
             for kernel in [v for v in vars(module) if v.endswith("_kernel")]:
                 patch.setattr(module, kernel, Recorder(getattr(module, kernel), noted))
         kernels = importlib.import_module("hyperkernels.pair_mining.triton_kernels")
@@ -86,7 +86,7 @@ def check(monkeypatch, target, dtype, **problem):
 
 def test_every_kernel(monkeypatch):
     seen = check(monkeypatch, "sm_90", torch.bfloat16)
-    assert seen >= {*PRODUCTS, "values", "gather"}
+    assert seen >= {*PRODUCTS, "product", "values", "gather"}
 
 
 @pytest.mark.parametrize(

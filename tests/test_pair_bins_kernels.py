@@ -12,6 +12,7 @@ from pair_selection_kernel_cases import (
     TILES,
     assert_equal,
     assert_passes_at,
+    check_rows_that_are_not_finite,
     everything,
     make,
     make_edges,
@@ -145,3 +146,12 @@ def test_distances_of_nan():
 @pytest.mark.parametrize("capability", ["avx2", "baseline"])
 def test_lower_instruction_sets(capability):
     assert_passes_at(capability, __file__, "accuracy or equal_bits or nan")
+
+
+@pytest.mark.parametrize("self_pairs", [False, True])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_bin_gradients_of_rows_that_are_not_finite(poison, similarity, self_pairs):
+    """A row that no pair counts with may hold anything; what is paired with it gets what the formula gives."""
+    problem = make(n=20, m=30, select="negative", similarity=similarity, self_pairs=self_pairs)
+    check_rows_that_are_not_finite(problem, make_edges(problem), poison, torch.ops.hyperkernels.pair_bins_backward)

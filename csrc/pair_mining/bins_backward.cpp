@@ -15,6 +15,7 @@
 #include <tuple>
 
 #include "bins.h"
+#include "weights.h"
 
 namespace hyperkernels::pair_mining {
 
@@ -58,16 +59,6 @@ struct Add {
   }
 };
 
-// out = sum - factor * v, in the dtype of v.
-struct FinishGradient {
-  template <class T, class A>
-  static HK_INLINE void run(const A* sum, const T* v, A factor, int64_t count, T* out) {
-#pragma omp simd
-    for (int64_t k = 0; k < count; ++k)
-      simd::store(out + k, factor == 0 ? sum[k] : sum[k] - factor * A(simd::load(v + k)));
-  }
-};
-
 // Sums over the pairs of one side's rows.
 struct Sums {
   at::Tensor products;  // [n, D], of the factors and the other ends
@@ -92,6 +83,8 @@ class BinsBackward {
         chunk_(chunk_of(p, lanes_)),
         row_squares_(squared_norms(p, p.rows)),
         column_squares_(p.self ? row_squares_ : squared_norms(p, p.columns)),
+        row_finite_(finite_rows<T>(p, p.rows)),
+        column_finite_(p.self ? row_finite_ : finite_rows<T>(p, p.columns)),
         rows_(p, need_rows ? p.rows.n : 0),
         columns_(p.self ? rows_ : Sums(p, need_columns ? p.columns.n : 0)),
         parts_(at::empty({lanes_.count, need_rows ? chunk_ : 0, p.d}, p.accumulate())),
@@ -147,9 +140,12 @@ class BinsBackward {
                                  column_factors.data());
         }
         const at::Tensor factors = matrix(memory.u(), rows, count, memory.ld);
-        if (need_rows_) add_product(factors, y, part + (row - chunk) * p_.d);
+        if (need_rows_) {
+          const at::Tensor own = matrix(part + (row - chunk) * p_.d, rows, p_.d, p_.d);
+          add_product<A>(own, factors, y, &column_finite_[first]);
+        }
         if (!need_columns_) continue;
-        add_product(factors.t(), x, mutable_data<A>(columns_.products) + first * p_.d);
+        add_product<A>(columns_.products.narrow(0, first, count), factors.t(), x, &row_finite_[row]);
         simd::run<Add>(static_cast<const double*>(column_factors.data()), count,
                        mutable_data<double>(columns_.factors) + first);
       }
@@ -158,10 +154,6 @@ class BinsBackward {
 
   at::Tensor matrix(A* values, int64_t rows, int64_t columns, int64_t ld) const {
     return at::from_blob(values, {rows, columns}, {ld, 1}, p_.accumulate());
-  }
-  void add_product(const at::Tensor& factors, const at::Tensor& ends, A* sums) const {
-    at::Tensor out = matrix(sums, factors.size(0), p_.d, p_.d);
-    at::addmm_out(out, out, factors, ends);
   }
 
   // The lanes' shares of a chunk's rows.
@@ -180,10 +172,9 @@ class BinsBackward {
   at::Tensor finish(const Side& side, const Sums& sums) const {
     at::Tensor out = at::empty({side.n, p_.d}, side.values.options());
     at::parallel_for(0, side.n, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        simd::run<FinishGradient>(data<A>(sums.products) + i * p_.d, data<T>(side.values) + i * p_.d,
-                                  A(data<double>(sums.factors)[i]), p_.d, mutable_data<T>(out) + i * p_.d);
-      }
+      simd::run<FinishGradient>(mutable_data<A>(sums.products) + begin * p_.d, data<double>(sums.factors) + begin,
+                                data<T>(side.values) + begin * p_.d, int64_t{1}, side.n, p_.d, end - begin,
+                                mutable_data<T>(out) + begin * p_.d);
     });
     return out;
   }
@@ -195,6 +186,7 @@ class BinsBackward {
   const Lanes lanes_;
   const int64_t chunk_;
   const at::Tensor row_squares_, column_squares_;
+  const std::vector<uint8_t> row_finite_, column_finite_;
   Sums rows_, columns_;  // the same ones where the columns are the rows
   at::Tensor parts_;     // [lanes, chunk, D]
   at::Tensor part_factors_;

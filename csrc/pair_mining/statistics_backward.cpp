@@ -80,15 +80,6 @@ void over_rows(const Problem& p, int64_t n, F f) {
   at::parallel_for(0, n, std::max<int64_t>(1, at::internal::GRAIN_SIZE / std::max<int64_t>(1, p.d)), f);
 }
 
-template <class T>
-std::vector<uint8_t> finite_rows(const Problem& p, const Side& side) {
-  std::vector<uint8_t> finite(side.n);
-  over_rows(p, side.n, [&](int64_t begin, int64_t end) {
-    simd::run<FiniteRows>(data<T>(side.values) + begin * p.d, end - begin, p.d, finite.data() + begin);
-  });
-  return finite;
-}
-
 // The gradient of one side in the making: planes of sums, and for distances what each vector gets of itself.
 template <class T>
 class Gradient {
@@ -103,7 +94,7 @@ class Gradient {
   // The rows first .. first + h.size(0) of a plane get h operand, less themselves by h_sums.
   void add(int64_t plane, int64_t first, const at::Tensor& h, const double* h_sums, const at::Tensor& operand,
            const uint8_t* finite) {
-    add_product(sums_.select(0, plane).narrow(0, first, h.size(0)), h, operand, finite);
+    add_product<A>(sums_.select(0, plane).narrow(0, first, h.size(0)), h, operand, finite);
     for (int64_t i = 0; i < h.size(0) && !weights_.empty(); ++i) {
       weights_[plane * side_.n + first + i] += h_sums[i];
     }
@@ -123,25 +114,6 @@ class Gradient {
   }
 
  private:
-  // sums [rows, D] += h operand. A row of the operand that is not finite is added where h is not zero alone: pairs that
-  // do not count must not see it.
-  static void add_product(at::Tensor sums, const at::Tensor& h, const at::Tensor& operand, const uint8_t* finite) {
-    std::vector<int64_t> wild;
-    for (int64_t j = 0; j < h.size(1); ++j) {
-      if (finite[j] == 0) wild.push_back(j);
-    }
-    const at::Tensor tame = wild.empty() ? operand : operand.clone();
-    for (const int64_t j : wild) tame.select(0, j).zero_();
-    at::addmm_out(sums, sums, h, tame);
-    for (int64_t i = 0; i < h.size(0) && !wild.empty(); ++i) {
-      for (const int64_t j : wild) {
-        const A by = data<A>(h)[i * h.stride(0) + j * h.stride(1)];
-        const int64_t dim = operand.size(1);
-        if (by != 0) simd::run<AddScaled>(data<A>(operand) + j * dim, by, dim, mutable_data<A>(sums) + i * dim);
-      }
-    }
-  }
-
   const Problem& p_;
   const Side& side_;
   const int64_t planes_;

@@ -1,6 +1,7 @@
 // The vectorised inner loops of the gradient of the pair statistics.
 #pragma once
 
+#include "products.h"
 #include "statistics.h"
 
 namespace hyperkernels::pair_mining {
@@ -98,31 +99,6 @@ struct WeighRows {
       const A w = weight<kKind>(u[j], scale[j], offset[j], value[j], c0[j], c1[j], k0[j], k1[j], p0, p1);
       h[j] += mask[j] != 0 ? w : A(0);
     }
-  }
-};
-
-// Which rows hold finite numbers only.
-struct FiniteRows {
-  template <class T>
-  static HK_INLINE void run(const T* v, int64_t rows, int64_t dim, uint8_t* finite) {
-    for (int64_t i = 0; i < rows; ++i, v += dim) {
-      int32_t bad = 0;
-#pragma omp simd reduction(| : bad)
-      for (int64_t k = 0; k < dim; ++k) {
-        const auto e = simd::load(v + k);
-        bad |= e - e != 0 ? 1 : 0;
-      }
-      finite[i] = bad == 0;
-    }
-  }
-};
-
-// to += factor * from
-struct AddScaled {
-  template <class A>
-  static HK_INLINE void run(const A* from, A factor, int64_t count, A* to) {
-#pragma omp simd
-    for (int64_t k = 0; k < count; ++k) to[k] += factor * from[k];
   }
 };
 

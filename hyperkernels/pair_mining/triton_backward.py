@@ -1,15 +1,13 @@
 # mypy: ignore-errors
 """The gradient of the pair statistics in Triton, over one block of rows and columns at a time.
 
-H_ij is the gradient of u_ij over what turns x_i and ref_j into each other's gradients: with the sums of H's rows and
-columns where the similarity is a distance, dx = H ref - rowsum(H) x and dref = H^T x - colsum(H) ref. A block of H is
+`triton_product` says what H is: here the gradient of u_ij over what the similarity takes of it. A block of H is
 stored in the dtype of the operands, and its sums are those of H as it is rounded. Where ref is None H is symmetric, of
 both ends of every pair, and dx alone is all.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -21,7 +19,7 @@ from .op import _fake_backward
 from .reference import Problem, accumulate_dtype
 from .triton_forward import TRANSFORMS, _circle, _power, parameters_of
 from .triton_kernels import Tiles, check, check_rows
-from .triton_product import Gradient
+from .triton_product import add_up
 from .triton_tiles import (
     columns_of,
     columns_of_part,
@@ -35,8 +33,6 @@ from .triton_tiles import (
     within,
 )
 
-WORKSPACE = 128 * 2**20
-BLOCK = 8192  # rows of a block: with as many columns the two products fill a machine
 _LARGEST_HALF = tl.constexpr(65504.0)
 
 
@@ -244,39 +240,22 @@ def _run(
     dref: torch.Tensor,
 ) -> None:
     t = Tiles(problem, burden=3 if problem.x.dtype.itemsize == 2 else 4)
-    c = t.config
-    height = min(BLOCK // c.rows, t.row_tiles) * c.rows
-    width = min(max(1, WORKSPACE // (height * t.x.dtype.itemsize * c.columns)), t.column_tiles) * c.columns
     unit = _unit(row_side.coefficients, column_side.coefficients) if t.x.dtype == torch.float16 else None
-    h = t.x.new_empty(height, width)
-    need_x, need_ref = dx.numel() > 0, dref.numel() > 0
-    row_blocks, column_blocks = range(0, t.n, height), range(0, t.m, width)
-    # One gradient alone is summed in a buffer of one block.
-    order = [(i, j) for i, j in itertools.product(row_blocks, column_blocks)]
-    if need_ref:
-        order = [(i, j) for j, i in itertools.product(column_blocks, row_blocks)]
-    of_rows: dict[int, Gradient] = {}
-    of_columns: dict[int, Gradient] = {}
-    for i, j in order:
-        rows, columns = min(height, t.n - i), min(width, t.m - j)
+    row_side, column_side = row_side.ready(transform), column_side.ready(transform)
+
+    def fill(
+        h: torch.Tensor, i: int, j: int, rows: int, columns: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        (height, width), c = h.shape, t.config
         row_tiles, column_tiles = triton.cdiv(rows, c.rows), triton.cdiv(columns, c.columns)
-        sums: tuple[torch.Tensor | None, ...] = (None, None)
+        sums: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         if t.similarity != "dot":  # tiles that are left out have sums of 0
             empty = t.x.new_empty if t.bounds is None else t.x.new_zeros
             sums = (empty(column_tiles, height, dtype=t.dtype), empty(row_tiles, width, dtype=t.dtype))
         gradient_kernel[(row_tiles * column_tiles,)](
-            *t.block(i, j, row_tiles, width // c.columns), t.column_bounds, row_side.ready(transform),
-            column_side.ready(transform), parameters, unit, h, *sums, height, TRANSFORM=transform, **t.options,
+            *t.block(i, j, row_tiles, width // c.columns), t.column_bounds, row_side, column_side, parameters, unit, h,
+            *sums, height, TRANSFORM=transform, **t.options,
         )  # fmt: skip
-        if need_x:
-            if i not in of_rows:
-                of_rows[i] = Gradient(t, rows, columns, False)
-            of_rows[i].add(h, sums[0], i, j, columns)
-            if j + width >= t.m:
-                of_rows.pop(i).finish(dx[i : i + rows], t.x[i : i + rows], unit)
-        if need_ref:
-            if j not in of_columns:
-                of_columns[j] = Gradient(t, columns, rows, True)
-            of_columns[j].add(h, sums[1], j, i, rows)
-            if i + height >= t.n:
-                of_columns.pop(j).finish(dref[j : j + columns], t.ref[j : j + columns], unit)
+        return sums
+
+    add_up(t, t.x.dtype, fill, dx, dref, unit)

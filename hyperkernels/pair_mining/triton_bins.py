@@ -18,7 +18,6 @@ from . import triton_kernels
 from .reference import Problem
 from .triton_kernels import Tiles
 from .triton_order import (
-    WORKSPACE,
     best_of,
     key_dtype,
     lowest,
@@ -28,6 +27,7 @@ from .triton_order import (
     prepared,
     splits_within,
 )
+from .triton_product import add_up
 from .triton_tiles import (
     columns_of,
     may_count,
@@ -190,19 +190,6 @@ def pair_bins(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
     return counts.sum(0), sums.sum(0), numbers(best, index >= 0), index
 
 
-def _chunks(tiles: Tiles) -> tuple[int, int]:
-    """Tiles of rows and of columns that the workspace holds the weights of: all rows where they fit."""
-    elements = WORKSPACE // tiles.dtype.itemsize // (tiles.config.rows * tiles.config.columns)
-    row_tiles = min(tiles.row_tiles, elements)
-    return row_tiles, min(tiles.column_tiles, elements // row_tiles)
-
-
-def _add(into: torch.Tensor, h: torch.Tensor, own: torch.Tensor, other: torch.Tensor, dot: bool) -> None:
-    into.addmm_(h, other)
-    if not dot:
-        into.addcmul_(own, h.sum(1, keepdim=True), value=-1)
-
-
 def pair_bins_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     *problem, edges, offsets, d_sum, _, _, need_x, need_ref = args
     p = Problem(*problem)
@@ -210,35 +197,30 @@ def pair_bins_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     _check(tiles, edges, offsets)
     if d_sum.shape != (len(edges) + tiles.n,) or d_sum.dtype != tiles.dtype:
         raise ValueError(f"d_sum must be [{len(edges) + tiles.n}] of {tiles.dtype}; got {tuple(d_sum.shape)}")
+    lists = (edges.contiguous(), offsets.contiguous(), d_sum.contiguous())
     x, ref = p.x, p.x if p.ref is None else p.ref
-    need_ref = need_ref and p.ref is not None
+    # Both ends of a pair of x with itself are rows of x.
+    need_ref = need_x if p.ref is None else need_ref
     dx = torch.zeros_like(x if need_x else x[:0], dtype=tiles.dtype, memory_format=torch.contiguous_format)
     dref = torch.zeros_like(ref if need_ref else ref[:0], dtype=tiles.dtype, memory_format=torch.contiguous_format)
-    of_columns = dx if p.ref is None else dref
-    height, width, dot = tiles.config.rows, tiles.config.columns, p.similarity == "dot"
+
+    def fill(
+        h: torch.Tensor, i: int, j: int, rows: int, columns: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        c = tiles.config
+        row_tiles, column_tiles = triton.cdiv(rows, c.rows), triton.cdiv(columns, c.columns)
+        weight_kernel[(row_tiles * column_tiles,)](
+            *tiles.block(i, j, row_tiles, h.shape[1] // c.columns), *lists, h, len(edges), **tiles.options
+        )
+        if p.similarity == "dot":
+            return None, None
+        block = h[:rows, :columns]
+        return block.sum(1)[None], block.sum(0)[None]
+
     if tiles.n and tiles.m and tiles.d and (need_x or need_ref):
-        row_tiles, column_tiles = _chunks(tiles)
-        workspace = x.new_empty(row_tiles * height * column_tiles * width, dtype=tiles.dtype)
-        lists = (edges.contiguous(), offsets.contiguous(), d_sum.contiguous())
         with torch.cuda.device_of(x):
-            for first in range(0, tiles.row_tiles, row_tiles):
-                rows = min(row_tiles, tiles.row_tiles - first)
-                own = slice(first * height, min(tiles.n, (first + rows) * height))
-                x_part = x[own].to(tiles.dtype)
-                for start in range(0, tiles.column_tiles, column_tiles):
-                    columns = min(column_tiles, tiles.column_tiles - start)
-                    other = slice(start * width, min(tiles.m, (start + columns) * width))
-                    h = workspace[: rows * height * columns * width].view(rows * height, columns * width)
-                    weight_kernel[(rows * columns,)](
-                        *tiles.block(own.start, other.start, rows, columns), *lists, h, len(edges), **tiles.options
-                    )
-                    h = h[: own.stop - own.start, : other.stop - other.start]
-                    ref_part = ref[other].to(tiles.dtype)
-                    if need_x:
-                        _add(dx[own], h, x_part, ref_part, dot)
-                    if need_ref or p.ref is None:
-                        _add(of_columns[other], h.t(), ref_part, x_part, dot)
-    return (
-        dx.to(x.dtype) if need_x else x.new_empty(0),
-        dref.to(x.dtype) if need_ref else x.new_empty(0),
-    )
+            add_up(tiles, tiles.dtype, fill, dx, dref, guarded=True)
+    none = x.new_empty(0)
+    if p.ref is None:
+        return (dx + dref).to(x.dtype) if need_x else none, none
+    return dx.to(x.dtype) if need_x else none, dref.to(x.dtype) if need_ref else none

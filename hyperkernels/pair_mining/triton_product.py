@@ -1,13 +1,23 @@
 # mypy: ignore-errors
-"""The products of the backward of the pair statistics in Triton: a block of H or its transpose by the other operand."""
+"""The products of the backward passes in Triton: a block of H or its transpose by the other operand.
+
+H_ij is what turns x_i and ref_j into each other's gradients: with the sums of H's rows and columns where the similarity
+is a distance, dx = H ref - rowsum(H) x and dref = H^T x - colsum(H) ref.
+"""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
 
 import torch
 import triton
 import triton.language as tl
 
 from .triton_kernels import PROGRAMS, Tiles
+
+WORKSPACE = 128 * 2**20
+BLOCK = 8192  # rows of a block: with as many columns the two products fill a machine
 
 
 @triton.jit(
@@ -40,6 +50,7 @@ def product_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
+    GUARDED: tl.constexpr,  # pairs that do not count must not see a row that is not finite
 ):
     """Owns BLOCK_ROWS rows and BLOCK_D columns of one split's share of H b or H^T b, and adds it to what is there."""
     program = tl.program_id(0)
@@ -84,6 +95,13 @@ def product_kernel(
         h = tl.load(h_ptr + step * h_step + h_offsets)
         left = inner - step * BLOCK_INNER
         b = tl.load(b_ptr + (origin + step) * (BLOCK_INNER * STRIDE) + b_offsets, mask=k[:, None] < left, other=0.0)
+        if GUARDED:
+            b = b.to(h.dtype)
+            wild = b - b != 0
+            b = tl.where(wild, 0.0, b)
+            if tl.max(tl.max(wild.to(tl.int32), axis=1), axis=0) > 0:
+                seen = tl.dot((h != 0).to(tl.float16), wild.to(tl.float16))
+                total = tl.where(seen > 0, float("nan"), total)
         total = tl.dot(h, b, total, input_precision="ieee", out_dtype=dtype)
     tl.store(sum_ptrs, total)
 
@@ -91,14 +109,14 @@ def product_kernel(
 class Gradient:
     """The gradient of a range of rows of x or ref as it adds up, in the accumulator's dtype."""
 
-    def __init__(self, t: Tiles, rows: int, inner: int, transposed: bool) -> None:
-        self.t, self.rows, self.transposed = t, rows, transposed
+    def __init__(self, t: Tiles, rows: int, inner: int, transposed: bool, size: int) -> None:
+        self.t, self.rows, self.transposed, self.size = t, rows, transposed, size
         c = t.config
         self.tile, self.inner_tile = (c.columns, c.rows) if transposed else (c.rows, c.columns)
-        widest = {8: 32, 4: 64, 2: 256}[t.x.dtype.itemsize]
+        widest = {8: 32, 4: 64, 2: 256}[size]
         self.width = next(w for w in (256, 128, 64, 32, 16) if w <= widest and t.stride % w == 0)
         self.row_tiles = triton.cdiv(rows, self.tile)
-        self.depth = min(self.inner_tile, {8: 16, 4: 16, 2: 64}[t.x.dtype.itemsize])
+        self.depth = min(self.inner_tile, {8: 16, 4: 16, 2: 64}[size])
         # Parts of the inner dimension, of the first block at least four steps each, where the result is small.
         programs = self.row_tiles * (t.stride // self.width)
         self.splits = max(1, min(PROGRAMS // programs, inner // (4 * self.depth)))
@@ -106,15 +124,17 @@ class Gradient:
         self.own: torch.Tensor | None = None  # sums of the rows of H
         self.started = False
 
-    def add(self, h: torch.Tensor, sums: torch.Tensor | None, first: int, first_inner: int, inner: int) -> None:
+    def add(
+        self, h: torch.Tensor, sums: torch.Tensor | None, first: int, first_inner: int, inner: int, guarded: bool
+    ) -> None:
         """What a block of H gives: rows from `first`, and `inner` rows of the other operand from `first_inner`."""
         t = self.t
         product_kernel[(self.row_tiles * (t.stride // self.width) * self.splits,)](
             h, t.x if self.transposed else t.ref, t.column_bounds if self.transposed else t.bounds, self.sum,
             self.row_tiles, self.splits, first // self.tile, first_inner, inner, h.shape[1] // t.config.columns,
             int(not self.started), TRANSPOSED=self.transposed, TILE=self.inner_tile, STRIDE=t.stride,
-            BLOCK_ROWS=self.tile, BLOCK_D=self.width, BLOCK_INNER=self.depth,
-            num_warps=8 if self.tile * self.width >= 128 * 128 or t.x.dtype.itemsize > 2 else 4,
+            BLOCK_ROWS=self.tile, BLOCK_D=self.width, BLOCK_INNER=self.depth, GUARDED=guarded,
+            num_warps=8 if self.tile * self.width >= 128 * 128 or self.size > 2 else 4,
             num_stages=t.config.stages,
         )  # fmt: skip
         self.started = True
@@ -126,7 +146,54 @@ class Gradient:
         """Write the gradient; own_rows are those whose gradient it is."""
         total = (self.sum[0] if self.splits == 1 else self.sum.sum(0))[: self.rows]
         if self.own is not None:
-            total -= self.own[:, None] * own_rows
+            own = self.own[:, None]
+            total -= torch.where(own == 0, 0, own * own_rows)  # a row without pairs may hold anything
         if unit is not None:
             total /= unit
         out.copy_(total[:, : out.shape[1]])
+
+
+def add_up(
+    t: Tiles,
+    dtype: torch.dtype,
+    fill: Callable[[torch.Tensor, int, int, int, int], tuple[torch.Tensor | None, torch.Tensor | None]],
+    dx: torch.Tensor,
+    dref: torch.Tensor,
+    unit: torch.Tensor | None = None,
+    guarded: bool = False,
+) -> None:
+    """Write the gradients that are not empty, over one block of H, of that dtype, at a time.
+
+    Args:
+        fill: writes the block that begins with a row and a column and has some rows and columns; returns partial sums
+            of its rows, [.., rows at least], and columns, or None for "dot".
+        unit: what H is too large by.
+        guarded: rows that are not finite are not seen by the pairs that do not count.
+    """
+    c = t.config
+    height = min(max(1, BLOCK // c.rows), t.row_tiles) * c.rows
+    width = min(max(1, WORKSPACE // (height * dtype.itemsize * c.columns)), t.column_tiles) * c.columns
+    h = t.x.new_empty(height, width, dtype=dtype)
+    need_x, need_ref = dx.numel() > 0, dref.numel() > 0
+    row_blocks, column_blocks = range(0, t.n, height), range(0, t.m, width)
+    # One gradient alone is summed in a buffer of one block.
+    order = [(i, j) for i, j in itertools.product(row_blocks, column_blocks)]
+    if need_ref:
+        order = [(i, j) for j, i in itertools.product(column_blocks, row_blocks)]
+    of_rows: dict[int, Gradient] = {}
+    of_columns: dict[int, Gradient] = {}
+    for i, j in order:
+        rows, columns = min(height, t.n - i), min(width, t.m - j)
+        row_sums, column_sums = fill(h, i, j, rows, columns)
+        if need_x:
+            if i not in of_rows:
+                of_rows[i] = Gradient(t, rows, columns, False, dtype.itemsize)
+            of_rows[i].add(h, row_sums, i, j, columns, guarded)
+            if j + width >= t.m:
+                of_rows.pop(i).finish(dx[i : i + rows], t.x[i : i + rows], unit)
+        if need_ref:
+            if j not in of_columns:
+                of_columns[j] = Gradient(t, columns, rows, True, dtype.itemsize)
+            of_columns[j].add(h, column_sums, j, i, rows, guarded)
+            if i + height >= t.n:
+                of_columns.pop(j).finish(dref[j : j + columns], t.ref[j : j + columns], unit)

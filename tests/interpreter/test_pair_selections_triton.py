@@ -8,9 +8,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from pair_selection_kernel_cases import check_rows_that_are_not_finite, make, make_edges
 
 import hyperkernels as hk
-from hyperkernels.pair_mining import reference, selections, triton_bins, triton_kernels, triton_samples, triton_top_k
+from hyperkernels.pair_mining import reference, selections, triton_kernels, triton_product, triton_samples, triton_top_k
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory", "tiles"),
@@ -128,12 +129,21 @@ def test_ragged_bins(most, splits, split):
 
 
 def test_bin_gradients_in_chunks(monkeypatch):
-    monkeypatch.setattr(triton_bins, "WORKSPACE", 2 * 16 * 16 * 4)
+    monkeypatch.setattr(triton_product, "WORKSPACE", 2 * 16 * 16 * 4)
+    monkeypatch.setattr(triton_product, "BLOCK", 16)
     for own in (False, True):
         for similarity in cases.SIMILARITIES:
             problem = cases.make(20, 35, 7, torch.float32, "negative", similarity, own=own)
             ids = torch.arange(35, dtype=torch.int32)
             cases.check_bins(problem._replace(id=ids[:20], ref_id=ids[:20] if own else ids), 3, False)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("similarity", cases.SIMILARITIES)
+def test_bin_gradients_of_rows_that_are_not_finite(similarity, own):
+    problem = make(n=20, m=30, select="negative", similarity=similarity, self_pairs=own)
+    backward = cases.op("pair_bins_backward")
+    check_rows_that_are_not_finite(problem, make_edges(problem), torch.inf if own else torch.nan, backward)
 
 
 def test_offsets_that_lie_write_nowhere_else():

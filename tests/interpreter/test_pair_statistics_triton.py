@@ -11,7 +11,7 @@ import torch
 from accuracy import assert_as_accurate
 
 import hyperkernels as hk
-from hyperkernels.pair_mining import op, triton_backward, triton_kernels, triton_product
+from hyperkernels.pair_mining import op, triton_kernels, triton_product
 from hyperkernels.pair_mining.reference import Problem, Transform, accumulate_dtype
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.float16: 1e-3}
@@ -31,8 +31,8 @@ def tiles(monkeypatch, rows=16, columns=32, depth=16, block=16, workspace=2**11,
     config = triton_kernels.Configuration(rows, columns, depth, 4, 2, parts)
     monkeypatch.setattr(triton_kernels, "configuration", lambda *_: config)
     monkeypatch.setattr(triton_product, "PROGRAMS", 2)
-    monkeypatch.setattr(triton_backward, "BLOCK", block)
-    monkeypatch.setattr(triton_backward, "WORKSPACE", workspace)
+    monkeypatch.setattr(triton_product, "BLOCK", block)
+    monkeypatch.setattr(triton_product, "WORKSPACE", workspace)
 
 
 @pytest.fixture(autouse=True)
