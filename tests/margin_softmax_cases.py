@@ -41,18 +41,29 @@ def textbook_loss_and_gradients(x, weight, target, margin, scale=64.0):
 
 
 def op_arguments(
-    x, weight, target, scale, block, kept_blocks, *, transform=None, class_scale=None, bias=None, **options
+    x,
+    weight,
+    target,
+    scale,
+    block,
+    kept_blocks,
+    *,
+    transform=None,
+    class_scale=None,
+    bias=None,
+    classes=None,
+    **options,
 ):
     """All arguments of the dispatcher op, in order; ``scale`` is a number or [N]."""
     dtype = family.accumulate_dtype(x.dtype)
     if not isinstance(scale, torch.Tensor):
         scale = torch.full((len(x),), float(scale), dtype=dtype)
     constants = family.Options(**options)
-    return (x, weight, target, scale, class_scale, bias, transform, *constants, block, kept_blocks, 0.0, None)
+    return (x, weight, target, scale, class_scale, bias, transform, classes, *constants, block, kept_blocks, 0.0, None)
 
 
 def reference_statistics(x, weight, target, scale, **options):
-    return reference.class_statistics(*op_arguments(x, weight, target, scale, 0, 0, **options)[:14])
+    return reference.class_statistics(*op_arguments(x, weight, target, scale, 0, 0, **options)[:15])
 
 
 def backward_arguments(forward_arguments, outputs, incoming, needs=(True, True, False, False)):
@@ -60,4 +71,4 @@ def backward_arguments(forward_arguments, outputs, incoming, needs=(True, True, 
     (x_norm, target_center, top, log_sum, w_norm, kept) = (outputs[i] for i in (2, 6, 9, 10, 12, 14))
     skip = torch.empty(0, dtype=torch.uint8)
     saved = (x_norm, target_center, top, log_sum, w_norm, kept, skip)
-    return (*incoming, *forward_arguments[:7], *saved, *forward_arguments[7:16], *needs)
+    return (*incoming, *forward_arguments[:8], *saved, *forward_arguments[8:17], *needs)

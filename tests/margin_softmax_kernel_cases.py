@@ -30,6 +30,7 @@ class Case:
     bias: torch.Tensor | None
     negatives: Negatives
     options: op.Options
+    classes: torch.Tensor | None = None
     gradients: list[torch.Tensor] = field(default_factory=list)  # of neg_lse, target_cos, x_norm, neg_cos_sum
 
     def to(self, dtype: torch.dtype) -> Case:
@@ -48,6 +49,7 @@ class Case:
             cast(self.bias, wide),
             Negatives(self.negatives.kind, cast(self.negatives.parameters, wide)),
             self.options,
+            self.classes,
             [cast(g, wide) for g in self.gradients],
         )
 
@@ -91,6 +93,7 @@ def make(
         torch.randn(c, dtype=torch.float64) if bias else None,
         negatives(kind, s, **values),
         op.Options(kind, sub_centers, normalize_x, normalize_weight, eps, -100, -7 if absent else -100),
+        None,
         [torch.randn(n, dtype=torch.float64) for _ in range(4)],
     )
     return case.to(dtype)
@@ -115,14 +118,15 @@ def _call(case: Case, function) -> tuple[list[torch.Tensor], list[torch.Tensor]]
     if case.negatives.kind in SUMS:  # their scale is a constant of the kernels
         leaves[2] = case.scale
     x, weight, scale, class_scale, bias = leaves
-    statistics = function(x, weight, case.target, scale, class_scale, bias, case.negatives.parameters, *case.options)
+    transform = case.negatives.parameters
+    statistics = function(x, weight, case.target, scale, class_scale, bias, transform, case.classes, *case.options)
     gradients = gradients_of(case, statistics, [t for t in leaves if t is not None and t.requires_grad])
     return [s.detach() for s in statistics[:9]], gradients
 
 
 def by_kernel(case: Case, block=7, kept=1, skip_budget=0.0, skip_report=None):
     """The nine statistics and the gradients of `leaves()`, by the C++ kernels with tiles of `block` classes."""
-    blocks = -(-(len(case.weight) // case.options.sub_centers) // block)
+    blocks = -(-op.count_classes(case.weight, case.classes, case.options.sub_centers) // block)
     rest = (block, min(kept, blocks), skip_budget, skip_report)
     return _call(case, lambda *problem: torch.ops.hyperkernels.class_statistics(*problem, *rest))
 
@@ -133,10 +137,10 @@ def by_reference(case: Case):
 
 def kernel_backward(case: Case, block, kept, skip, wrong=None):
     """The backward op by itself with a `skip` of the test's own; the saved tensor named `wrong` is one too short."""
-    classes = len(case.weight) // case.options.sub_centers
-    kept = min(kept, -(-classes // block))
+    kept = min(kept, -(-op.count_classes(case.weight, case.classes, case.options.sub_centers) // block))
     problem = (
-        case.x, case.weight, case.target, case.scale, case.class_scale, case.bias, case.negatives.parameters
+        case.x, case.weight, case.target, case.scale, case.class_scale, case.bias, case.negatives.parameters,
+        case.classes,
     )  # fmt: skip
     ops = torch.ops.hyperkernels
     out = ops.class_statistics(*problem, *case.options, block, kept, 0.0, None)

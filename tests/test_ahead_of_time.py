@@ -122,7 +122,17 @@ class Recorder:
 
 
 def margin_softmax_launches(
-    monkeypatch, target, dtype, n=1024, c=1_000_000, d=512, kind="cosine", sub_centers=1, per_class=False, skip=False
+    monkeypatch,
+    target,
+    dtype,
+    n=1024,
+    c=1_000_000,
+    d=512,
+    kind="cosine",
+    sub_centers=1,
+    per_class=False,
+    skip=False,
+    sampled=None,
 ):
     """Every kernel of one forward and backward. The tensors have no memory: a launcher that read one would raise."""
     from hyperkernels.margin_softmax import op
@@ -142,13 +152,15 @@ def margin_softmax_launches(
             new(c * sub_centers, d, dtype=dtype),
             new(n, dtype=torch.int64),
             new(n),
-            *([new(c), new(c)] if per_class else [None, None]),
+            *([new(sampled or c), new(sampled or c)] if per_class else [None, None]),
             new(n, len(KINDS[kind])) if KINDS[kind] else None,
+            new(sampled, dtype=torch.int64) if sampled else None,
         )
-        block, kept_blocks = op.plan_triton(n, c, sub_centers, d, dtype, None)
+        count = sampled or c
+        block, kept_blocks = op.plan_triton(n, count, sub_centers, d, dtype, None)
         constants = (*op.Options(kind, sub_centers), block, kept_blocks)
         out = family.class_statistics(*problem, *constants, 0.1 if skip else 0.0, None)
-        plan = new(*((-(-n // 128), -(-c // block)) if skip else (0,)), dtype=torch.uint8)
+        plan = new(*((-(-n // 128), -(-count // block)) if skip else (0,)), dtype=torch.uint8)
         saved = (out[2], out[6], out[9], out[10], out[12], out[14], plan)
         incoming = [new(n) for _ in range(4)]
         family.class_statistics_backward(*incoming, *problem, *saved, *constants, True, True, per_class, per_class)
@@ -156,7 +168,10 @@ def margin_softmax_launches(
     return noted
 
 
-def margin_softmax_check(monkeypatch, target, dtype, only=("forward", "gradient", "weight", "input"), **problem):
+TILED = ("forward", "gradient", "weight", "input")
+
+
+def margin_softmax_check(monkeypatch, target, dtype, only=TILED, **problem):
     for kernel, signature, constants, options in margin_softmax_launches(monkeypatch, target, dtype, **problem):
         name = kernel.__name__.removesuffix("_kernel")
         if only and name not in only:
@@ -172,7 +187,7 @@ def margin_softmax_check(monkeypatch, target, dtype, only=("forward", "gradient"
         assert found.stack == 0, report
         assert found.shared <= SHARED.get(target, aot.SHARED_LIMIT), report
         rows = constants["BLOCK_CLASSES" if name == "weight" else "BLOCK_ROWS"]
-        if target == "sm_90" and dtype.itemsize == 2 and name in ("forward", "gradient", "weight", "input"):
+        if target == "sm_90" and dtype.itemsize == 2 and name in TILED:
             assert rows < 64 or "wgmma.mma_async" in found.text, report
             assert problem.get("d", 512) < 128 or "cp.async" in found.text, report
 
@@ -190,6 +205,20 @@ def test_margin_softmax_in_triton(target, monkeypatch):
         margin_softmax_check(monkeypatch, target, dtype, only=ALL if dtype == torch.bfloat16 else ("forward", "weight"))
     for problem in ({"skip": True}, {"sub_centers": 3}, {"n": 1, "d": 64}, {"d": 500}):
         margin_softmax_check(monkeypatch, target, torch.bfloat16, **problem)
+
+
+@needs_triton
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_sampled_classes_of_margin_softmax_in_triton(target, monkeypatch):
+    """The kernels that read the weight by index, at the same tiles."""
+    for problem in ({}, {"skip": True}, {"sub_centers": 3}, {"kind": "quadratic", "per_class": True}):
+        margin_softmax_check(
+            monkeypatch, target, torch.bfloat16, only=() if not problem else TILED, sampled=100_000, **problem
+        )
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        margin_softmax_check(monkeypatch, target, dtype, only=TILED if target == "sm_90" else TILED[:1], sampled=1000)
+    for problem in ({"n": 1, "d": 64}, {"d": 500}, {"d": 3}, {"c": 10**8}) if target == "sm_90" else ():
+        margin_softmax_check(monkeypatch, target, torch.bfloat16, sampled=1000, **problem)
 
 
 @needs_triton

@@ -86,7 +86,7 @@ def test_gradcheck(kind, sub_centers):
     def function(*_):
         out = torch.ops.hyperkernels.class_statistics(
             case.x, case.weight, case.target, case.scale, case.class_scale, case.bias, case.negatives.parameters,
-            *case.options, 4, 1, 0.0, None,
+            None, *case.options, 4, 1, 0.0, None,
         )  # fmt: skip
         return out[0][1:], out[1], out[2], out[5]
 
@@ -146,7 +146,7 @@ def skipped_truth(case, skip, block):
         constants = options._replace(normalize_x=False, normalize_weight=False)
         statistics = reference.class_statistics(
             leaves[0], torch.eye(cos.shape[1], dtype=cos.dtype), case.target, case.scale, *leaves[1:],
-            case.negatives.parameters, *constants,
+            case.negatives.parameters, None, *constants,
         )  # fmt: skip
         live = (skip[:, b] == 0).double()
         masked = case.to(torch.float64)
@@ -198,7 +198,7 @@ def test_log_sum_exp_of_tiles(sub_centers):
     case = make(n=12, c=30, sub_centers=sub_centers, bias=True, class_scale=True, ignored=1, absent=1)
     rest = (7, 1, 0.1, None)
     out = torch.ops.hyperkernels.class_statistics(
-        case.x, case.weight, case.target, case.scale, case.class_scale, case.bias, None, *case.options, *rest
+        case.x, case.weight, case.target, case.scale, case.class_scale, case.bias, None, None, *case.options, *rest
     )
     assert out[13].shape == (12, 5)
     torch.testing.assert_close(out[13][1:].logsumexp(1), out[0][1:], rtol=1e-12, atol=1e-12)
@@ -276,7 +276,7 @@ def test_lower_instruction_sets(capability):
 def test_errors():
     case = make(n=4, c=9)
     ops = torch.ops.hyperkernels
-    arguments = [case.x, case.weight, case.target, case.scale, None, None, None, *case.options, 4, 1, 0.0, None]
+    arguments = [case.x, case.weight, case.target, case.scale, *[None] * 4, *case.options, 4, 1, 0.0, None]
 
     def call(**changes):
         changed = list(arguments)
@@ -287,19 +287,19 @@ def test_errors():
     with pytest.raises(IndexError, match="is 9"):
         call(_2=torch.full((4,), 9))
     with pytest.raises(ValueError, match="class_scale"):
-        call(_4=case.scale.new_ones(9), _7="uniface")
+        call(_4=case.scale.new_ones(9), _8="uniface")
     with pytest.raises(ValueError, match="parameters"):
-        call(_7="angle")
+        call(_8="angle")
     with pytest.raises(ValueError, match="unknown kind"):
-        call(_7="other")
+        call(_8="other")
     with pytest.raises(ValueError, match="scale"):
         call(_3=case.scale[:3])
     with pytest.raises(TypeError, match="bias"):
         call(_5=torch.ones(9))
     with pytest.raises(ValueError, match="sub_centers"):
-        call(_8=2)
+        call(_9=2)
     with pytest.raises(ValueError, match="skip"):
-        call(_7="uniface", _16=0.1)
+        call(_8="uniface", _17=0.1)
     for wrong in ("x_norm", "target_center", "top", "w_norm", "kept", "skip"):
         with pytest.raises(ValueError, match="must"):
             kernel_backward(case, 4, 1, torch.empty(0, dtype=torch.uint8), wrong=wrong)
@@ -307,6 +307,6 @@ def test_errors():
 
 def test_the_op_plans_its_tiles():
     case = make(n=20, c=50, d=8, dtype=torch.bfloat16)
-    problem = (case.x, case.weight, case.target, case.scale, None, None, Negatives("cosine", None), case.options)
+    problem = (case.x, case.weight, case.target, case.scale, None, None, Negatives("cosine", None), None, case.options)
     found = op.class_statistics(*problem, None, 0.0, None)
     torch.testing.assert_close(found.neg_lse, by_kernel(case, 50, 0)[0][0])

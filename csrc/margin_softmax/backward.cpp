@@ -34,8 +34,8 @@ void check_saved(const Problem& p, const Saved& s) {
         rows->numel() == p.n && rows->scalar_type() == p.scale.scalar_type(),
         "incoming gradients and saved statistics must have one entry per row of x, in the dtype of scale");
   }
-  TORCH_CHECK_VALUE(s.w_norm.numel() == p.weight.size(0) && s.w_norm.scalar_type() == p.scale.scalar_type(),
-                    "w_norm must have one entry per row of weight, in the dtype of scale");
+  TORCH_CHECK_VALUE(s.w_norm.numel() == p.centres() && s.w_norm.scalar_type() == p.scale.scalar_type(),
+                    "w_norm must have one entry per centre, in the dtype of scale");
   TORCH_CHECK_VALUE(
       s.kept.numel() == p.kept_blocks * p.n * p.tile_width() && s.kept.scalar_type() == p.scale.scalar_type(),
       "kept must hold kept_blocks tiles, in the dtype of scale");
@@ -97,6 +97,7 @@ class LaneBackward {
         part_(part),
         out_(out),
         memory_(p),
+        weight_(p),
         products_(make_products<T>(p, x, rows)),
         h_(std::min(kRows, p.n) * p.tile_width()),
         class_sums_(2 * p.block),
@@ -112,7 +113,10 @@ class LaneBackward {
       const int64_t first = p_.first_class(b) * p_.sub_centers;
       tile_ = memory_.tile(b, data<A>(s_.w_norm) + first);
       std::fill(class_totals_.begin(), class_totals_.end(), 0);
-      if (selected_ > 0 || !strays_.empty()) products_->take_centres(first, tile_.centres());
+      if (selected_ > 0 || !strays_.empty()) {
+        centres_ = weight_.of_tile(b);
+        products_->take_centres(centres_, tile_.centres());
+      }
       for (int64_t r = 0; r < selected_; r += kRows) add_rows(b, r, b == p_.lane_begin(lane));
       // A tile that no row takes part in is written once, and its centres are not even read.
       if (needs_.weight && selected_ == 0) {
@@ -120,7 +124,7 @@ class LaneBackward {
                     tile_.centres() * p_.d * sizeof(T));
       }
       add_strays(first);
-      if (needs_.weight && selected_ > 0) finish_centres(centre_sums(), first, tile_.centres());
+      if (needs_.weight && selected_ > 0) finish_centres(centre_sums(), 0, tile_.centres());
       store_class_sums();
     }
   }
@@ -138,7 +142,7 @@ class LaneBackward {
     selected_ = p_.n;
     if (!skips()) return;
     const uint8_t* skip = data<uint8_t>(s_.skip) + b;
-    const int64_t first = p_.first_class(b), last = first + p_.classes(b);
+    const int64_t first = p_.first_class(b), last = first + p_.classes_in(b);
     for (int64_t i = 0; i < p_.n; ++i) {
       if (skip[i * p_.blocks()] == 0) {
         live_.push_back(i);
@@ -215,14 +219,15 @@ class LaneBackward {
       }
       products_->add_pair(i, centre, g, needs_.x ? part_ + i * p_.d : nullptr, needs_.weight ? dw : nullptr);
       const bool last = e + 1 == strays_.size() || own_centre(strays_[e + 1]) != own_centre(i);
-      if (selected_ == 0 && last && needs_.weight) finish_centres(lonely_.data(), first + centre, 1);
+      if (selected_ == 0 && last && needs_.weight) finish_centres(lonely_.data(), centre, 1);
     }
   }
 
-  // dweight of `count` centres from their sums over rows.
-  void finish_centres(const A* sums, int64_t first, int64_t count) {
-    simd::run<FinishCentres>(sums, data<T>(p_.weight) + first * p_.d, data<A>(s_.w_norm) + first, count, p_.d, p_.eps,
-                             p_.normalize_weight, mutable_data<T>(out_.weight) + first * p_.d);
+  // dweight of `count` of the tile's centres from their sums over rows.
+  void finish_centres(const A* sums, int64_t centre, int64_t count) {
+    const int64_t at = tile_.first * p_.sub_centers + centre;
+    simd::run<FinishCentres>(sums, centres_ + centre * p_.d, data<A>(s_.w_norm) + at, count, p_.d, p_.eps,
+                             p_.normalize_weight, mutable_data<T>(out_.weight) + at * p_.d);
   }
 
   void store_class_sums() {
@@ -242,7 +247,9 @@ class LaneBackward {
   A* part_;
   Gradients& out_;
   LaneMemory<A> memory_;
-  std::unique_ptr<Products<A>> products_;
+  Centres<T> weight_;
+  const T* centres_ = nullptr;  // the tile's
+  std::unique_ptr<Products<T>> products_;
   Tile<A> tile_;
   std::vector<A> h_, class_sums_;
   std::vector<double> class_totals_;
@@ -278,7 +285,7 @@ Gradients backward(const Problem& p, const Saved& s, const Needs& needs) {
   at::Tensor norm = at::empty_like(s.x_norm);
   const XOperand x = make_x_operand<T>(p, rows, mutable_data<A>(norm));
   Gradients out{at::empty({needs.x ? p.n * p.d : 0}, p.x.options()),
-                at::empty({needs.weight ? p.weight.numel() : 0}, p.x.options()),
+                at::empty({needs.weight ? p.centres() * p.d : 0}, p.x.options()),
                 at::empty({needs.class_scale ? p.c : 0}, p.accumulate()),
                 at::empty({needs.bias ? p.c : 0}, p.accumulate())};
   at::Tensor parts = at::empty({needs.x ? p.lanes() : 0, p.n, p.d}, p.accumulate());
@@ -291,7 +298,7 @@ Gradients backward(const Problem& p, const Saved& s, const Needs& needs) {
     finish_rows<T>(p, s, rows, parts, out.x);
     out.x = out.x.view({p.n, p.d});
   }
-  if (needs.weight) out.weight = out.weight.view({p.weight.size(0), p.d});
+  if (needs.weight) out.weight = out.weight.view({p.centres(), p.d});
   return out;
 }
 
@@ -299,13 +306,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> class_statistics_back
     const at::Tensor& d_neg_lse, const at::Tensor& d_target_cos, const at::Tensor& d_x_norm,
     const at::Tensor& d_neg_cos_sum, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target,
     const at::Tensor& scale, const std::optional<at::Tensor>& class_scale, const std::optional<at::Tensor>& bias,
-    const std::optional<at::Tensor>& transform, const at::Tensor& x_norm, const at::Tensor& target_center,
-    const at::Tensor& top, const at::Tensor& log_sum, const at::Tensor& w_norm, const at::Tensor& kept,
-    const at::Tensor& skip, c10::string_view negatives, int64_t sub_centers, bool normalize_x, bool normalize_weight,
-    double eps, int64_t ignore_index, int64_t absent_index, int64_t block, int64_t kept_blocks, bool need_x,
-    bool need_weight, bool need_class_scale, bool need_bias) {
-  const Problem p = make_problem(x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers,
-                                 normalize_x, normalize_weight, eps, ignore_index, absent_index, block, kept_blocks);
+    const std::optional<at::Tensor>& transform, const std::optional<at::Tensor>& classes, const at::Tensor& x_norm,
+    const at::Tensor& target_center, const at::Tensor& top, const at::Tensor& log_sum, const at::Tensor& w_norm,
+    const at::Tensor& kept, const at::Tensor& skip, c10::string_view negatives, int64_t sub_centers, bool normalize_x,
+    bool normalize_weight, double eps, int64_t ignore_index, int64_t absent_index, int64_t block, int64_t kept_blocks,
+    bool need_x, bool need_weight, bool need_class_scale, bool need_bias) {
+  const Problem p =
+      make_problem(x, weight, target, scale, class_scale, bias, transform, classes, negatives, sub_centers, normalize_x,
+                   normalize_weight, eps, ignore_index, absent_index, block, kept_blocks);
   const Saved s{d_neg_lse.contiguous(), d_target_cos.contiguous(),  d_x_norm.contiguous(), d_neg_cos_sum.contiguous(),
                 x_norm.contiguous(),    target_center.contiguous(), top.contiguous(),      log_sum.contiguous(),
                 w_norm.contiguous(),    kept.contiguous(),          skip.contiguous()};

@@ -15,7 +15,7 @@ namespace {
 // largest cosine counts, the lowest centre on ties.
 struct TargetCosines {
   template <class T, class A>
-  static HK_INLINE void run(const T* x, const T* weight, const Row<A>* row, int64_t rows, int64_t dim,
+  static HK_INLINE void run(const T* x, const Centres<T>& centres, const Row<A>* row, int64_t rows, int64_t dim,
                             int64_t sub_centers, double eps, bool normalize_x, bool normalize_weight, A* cosine,
                             int64_t* center) {
     for (int64_t i = 0; i < rows; ++i, x += dim) {
@@ -26,7 +26,7 @@ struct TargetCosines {
       const double inverse = 1 / (normalize_x && length < eps ? eps : length);
       double best = 0;
       for (int64_t k = 0; k < sub_centers; ++k) {
-        const T* w = weight + (row[i].own * sub_centers + k) * dim;
+        const T* w = centres.of_class(row[i].own) + k * dim;
         const double norm = normalize_weight ? std::sqrt(simd::dot<double>(w, w, dim)) : 1;
         const double product = simd::dot<double>(x, w, dim) * inverse;
         const double candidate = product / (normalize_weight && norm < eps ? eps : norm);
@@ -51,7 +51,7 @@ struct Statistics {
     }
     hardest_class = at::empty({p.n}, p.target.options());
     target_center = at::empty({p.n}, p.target.options());
-    w_norm = at::empty({p.c * p.sub_centers}, numbers);
+    w_norm = at::empty({p.centres()}, numbers);
     block_lse = at::empty({with_block_lse ? p.n : 0, with_block_lse ? p.blocks() : 0}, numbers);
     kept = at::empty({p.kept_blocks * p.n * p.tile_width()}, numbers);
   }
@@ -76,15 +76,17 @@ void forward_lane(const Problem& p, int64_t lane, const XOperand& x, const std::
                   RowState* states, Statistics& out) {
   using A = Accumulate<T>;
   LaneMemory<A> memory(p);
+  Centres<T> weight(p);
   const auto products = make_products<T>(p, x, rows);
   std::vector<A> computed(std::min(kRows, p.n) * p.tile_width());
   A* norms = mutable_data<A>(out.w_norm);
   A* lse = out.block_lse.numel() > 0 ? mutable_data<A>(out.block_lse) : nullptr;
   for (int64_t b = p.lane_begin(lane); b < p.lane_begin(lane + 1); ++b) {
-    const int64_t first = p.first_class(b) * p.sub_centers, centres = p.classes(b) * p.sub_centers;
-    simd::run<CentreNorms>(data<T>(p.weight) + first * p.d, centres, p.d, norms + first);
+    const int64_t first = p.first_class(b) * p.sub_centers, centres = p.classes_in(b) * p.sub_centers;
+    const T* w = weight.of_tile(b);
+    simd::run<CentreNorms>(w, centres, p.d, norms + first);
     const Tile<A> tile = memory.tile(b, norms + first);
-    products->take_centres(first, centres);
+    products->take_centres(w, centres);
     for (int64_t r = 0; r < p.n; r += kRows) {
       const int64_t count = std::min(kRows, p.n - r);
       A* z = p.keeps(b) ? mutable_data<A>(out.kept) + p.kept_at(b, r) : computed.data();
@@ -127,10 +129,9 @@ Statistics forward(const Problem& p, bool with_block_lse) {
   std::vector<Row<A>> rows = make_rows<A>(p);
   const XOperand x = make_x_operand<T>(p, rows, mutable_data<A>(out.x_norm));
   p.over_rows([&](int64_t begin, int64_t end) {
-    simd::run<TargetCosines>(data<T>(p.x) + begin * p.d, data<T>(p.weight),
-                             static_cast<const Row<A>*>(rows.data() + begin), end - begin, p.d, p.sub_centers, p.eps,
-                             p.normalize_x, p.normalize_weight, mutable_data<A>(out.target_cos) + begin,
-                             mutable_data<int64_t>(out.target_center) + begin);
+    simd::run<TargetCosines>(data<T>(p.x) + begin * p.d, Centres<T>(p), static_cast<const Row<A>*>(rows.data() + begin),
+                             end - begin, p.d, p.sub_centers, p.eps, p.normalize_x, p.normalize_weight,
+                             mutable_data<A>(out.target_cos) + begin, mutable_data<int64_t>(out.target_center) + begin);
   });
   std::vector<RowState> states(p.lanes() * p.n);
   p.over_lanes([&](int64_t lane) { forward_lane<T>(p, lane, x, rows, states.data() + lane * p.n, out); });
@@ -140,11 +141,13 @@ Statistics forward(const Problem& p, bool with_block_lse) {
 
 auto class_statistics(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, const at::Tensor& scale,
                       const std::optional<at::Tensor>& class_scale, const std::optional<at::Tensor>& bias,
-                      const std::optional<at::Tensor>& transform, c10::string_view negatives, int64_t sub_centers,
-                      bool normalize_x, bool normalize_weight, double eps, int64_t ignore_index, int64_t absent_index,
-                      int64_t block, int64_t kept_blocks, double skip_budget, const std::optional<at::Tensor>&) {
-  const Problem p = make_problem(x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers,
-                                 normalize_x, normalize_weight, eps, ignore_index, absent_index, block, kept_blocks);
+                      const std::optional<at::Tensor>& transform, const std::optional<at::Tensor>& classes,
+                      c10::string_view negatives, int64_t sub_centers, bool normalize_x, bool normalize_weight,
+                      double eps, int64_t ignore_index, int64_t absent_index, int64_t block, int64_t kept_blocks,
+                      double skip_budget, const std::optional<at::Tensor>&) {
+  const Problem p =
+      make_problem(x, weight, target, scale, class_scale, bias, transform, classes, negatives, sub_centers, normalize_x,
+                   normalize_weight, eps, ignore_index, absent_index, block, kept_blocks);
   TORCH_CHECK_VALUE(!(skip_budget > 0) || !p.negatives.sum, "negatives of kind ", negatives,
                     " have no log-sum-exp by which tiles could be skipped");
   return with_storage(p, [&](auto t) { return forward<decltype(t)>(p, skip_budget > 0); }).tuple();

@@ -22,8 +22,22 @@ void check_targets(const Problem& p) {
   const int64_t* target = data<int64_t>(p.target);
   for (int64_t i = 0; i < p.n; ++i) {
     const bool here = target[i] != p.ignore_index && target[i] != p.absent_index;
-    TORCH_CHECK_INDEX(!here || (target[i] >= 0 && target[i] < p.c), "target[", i, "] is ", target[i],
-                      ", which is neither in [0, ", p.c, ") nor ignore_index=", p.ignore_index);
+    const bool known = !here || (target[i] >= 0 && target[i] < p.c);
+    TORCH_CHECK_INDEX(known || !p.classes.defined(), "target[", i, "] is neither among classes nor ignore_index");
+    TORCH_CHECK_INDEX(known, "target[", i, "] is ", target[i], ", which is neither in [0, ", p.c,
+                      ") nor ignore_index=", p.ignore_index);
+  }
+}
+
+void check_classes(const at::Tensor& classes, int64_t count) {
+  TORCH_CHECK_TYPE(classes.scalar_type() == at::kLong, "classes must have dtype int64");
+  TORCH_CHECK_VALUE(classes.dim() == 1 && classes.size(0) > 0, "classes must be [R] with R > 0; got ", classes.sizes());
+  const int64_t* index = data<int64_t>(classes);
+  for (int64_t r = 0; r < classes.size(0); ++r) {
+    TORCH_CHECK_INDEX(index[r] >= 0 && index[r] < count, "classes[", r, "] is ", index[r], ", which is not in [0, ",
+                      count, ")");
+    TORCH_CHECK_VALUE(r == 0 || index[r] > index[r - 1], "classes must be strictly increasing; classes[", r, "] is ",
+                      index[r], " after ", index[r - 1]);
   }
 }
 
@@ -41,9 +55,9 @@ void use_large_pages(at::Tensor& tensor) {
 
 Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, const at::Tensor& scale,
                      const std::optional<at::Tensor>& class_scale, const std::optional<at::Tensor>& bias,
-                     const std::optional<at::Tensor>& transform, std::string_view negatives, int64_t sub_centers,
-                     bool normalize_x, bool normalize_weight, double eps, int64_t ignore_index, int64_t absent_index,
-                     int64_t block, int64_t kept_blocks) {
+                     const std::optional<at::Tensor>& transform, const std::optional<at::Tensor>& classes,
+                     std::string_view negatives, int64_t sub_centers, bool normalize_x, bool normalize_weight,
+                     double eps, int64_t ignore_index, int64_t absent_index, int64_t block, int64_t kept_blocks) {
   TORCH_CHECK_VALUE(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
                     "x and weight must be [N, D] and [C * sub_centers, D]; got ", x.sizes(), " and ", weight.sizes());
   const at::ScalarType dtype = x.scalar_type();
@@ -62,6 +76,7 @@ Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Te
             contiguous(class_scale),
             contiguous(bias),
             contiguous(transform),
+            contiguous(classes),
             kind_facts(negatives),
             sub_centers,
             normalize_x,
@@ -74,6 +89,10 @@ Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Te
             x.size(0),
             weight.size(0) / sub_centers,
             x.size(1)};
+  if (p.classes.defined()) {
+    check_classes(p.classes, p.c);
+    p.c = p.classes.size(0);
+  }
   TORCH_CHECK_VALUE(
       block > 0 && block <= (int64_t(1) << 32) / sub_centers && kept_blocks >= 0 && kept_blocks <= p.blocks(),
       "block and kept_blocks must fit the classes; got ", block, " and ", kept_blocks);

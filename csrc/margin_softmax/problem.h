@@ -5,6 +5,9 @@
 // product is a single-threaded GEMM whose output stays in cache for the loops of rows.h. Rows go in chunks of kRows.
 // Never stored: unit centres, their gradient, and the N x C cosines beyond the tiles that the caller paid for (`kept`,
 // tile t of them at [t, N, block * sub_centers]).
+//
+// Where `classes` are given these R classes alone exist: C is R, a class is its position among them, and what is stored
+// a class or a centre has their numbers alone. The weight keeps all of its rows; a tile's own are gathered by the lane.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -26,7 +29,7 @@ constexpr int64_t kLaneSums = int64_t(1) << 25;  // numbers that the lanes' part
 
 struct Problem {
   at::Tensor x, weight, target, scale;
-  at::Tensor class_scale, bias, transform;  // undefined where the problem has none
+  at::Tensor class_scale, bias, transform, classes;  // undefined where the problem has none
   KindFacts negatives;
   int64_t sub_centers;
   bool normalize_x, normalize_weight;
@@ -47,8 +50,9 @@ struct Problem {
   }
   int64_t lane_begin(int64_t lane) const { return blocks() * lane / lanes(); }
   int64_t first_class(int64_t b) const { return b * block; }
-  int64_t classes(int64_t b) const { return std::min(block, c - b * block); }
+  int64_t classes_in(int64_t b) const { return std::min(block, c - b * block); }
   int64_t tile_width() const { return block * sub_centers; }
+  int64_t centres() const { return c * sub_centers; }
   // Kept tiles are spread evenly, so that every lane has its share of them.
   int64_t kept_before(int64_t b) const { return b * kept_blocks / blocks(); }
   bool keeps(int64_t b) const { return kept_before(b + 1) > kept_before(b); }
@@ -76,9 +80,9 @@ struct Problem {
 // Checks every size and dtype; the tensors come out contiguous.
 Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, const at::Tensor& scale,
                      const std::optional<at::Tensor>& class_scale, const std::optional<at::Tensor>& bias,
-                     const std::optional<at::Tensor>& transform, std::string_view negatives, int64_t sub_centers,
-                     bool normalize_x, bool normalize_weight, double eps, int64_t ignore_index, int64_t absent_index,
-                     int64_t block, int64_t kept_blocks);
+                     const std::optional<at::Tensor>& transform, const std::optional<at::Tensor>& classes,
+                     std::string_view negatives, int64_t sub_centers, bool normalize_x, bool normalize_weight,
+                     double eps, int64_t ignore_index, int64_t absent_index, int64_t block, int64_t kept_blocks);
 
 // Asks for large pages behind a tensor that is about to be written for the first time. Where most tiles are skipped,
 // handing out the gradient's memory in the usual 4 KiB is most of the time; where none are, large pages gain nothing.
@@ -110,6 +114,36 @@ template <class T>
 T* mutable_data(at::Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
+
+// The raw centres of classes, side by side: where they stand in the weight, or a lane's copy of a tile of them.
+template <class T>
+class Centres {
+ public:
+  explicit Centres(const Problem& problem)
+      : problem_(problem), classes_(problem.classes.defined() ? data<int64_t>(problem.classes) : nullptr) {}
+
+  // Of the class at that position.
+  const T* of_class(int64_t position) const {
+    const int64_t index = classes_ == nullptr ? position : classes_[position];
+    return data<T>(problem_.weight) + index * problem_.sub_centers * problem_.d;
+  }
+
+  const T* of_tile(int64_t b) {
+    const int64_t first = problem_.first_class(b), count = problem_.classes_in(b);
+    if (classes_ == nullptr) return of_class(first);
+    const int64_t size = problem_.sub_centers * problem_.d;
+    // A tensor, for its alignment: the order of a GEMM's sums may depend on it.
+    if (!copy_.defined()) copy_ = at::empty({problem_.block * size}, problem_.weight.options());
+    T* to = mutable_data<T>(copy_);
+    for (int64_t j = 0; j < count; ++j, to += size) std::copy_n(of_class(first + j), size, to);
+    return data<T>(copy_);
+  }
+
+ private:
+  const Problem& problem_;
+  const int64_t* const classes_;
+  at::Tensor copy_;
+};
 
 // Calls f(Tag<K>, std::bool_constant<kPlain>) with the template arguments of the problem's kernels.
 template <class A, class F>
@@ -157,7 +191,7 @@ class LaneMemory {
   // Tile b with centres of the given norms.
   Tile<A> tile(int64_t b, const A* norm) {
     const int64_t first = problem_.first_class(b);
-    Tile<A> tile{first, problem_.classes(b), problem_.sub_centers, problem_.tile_width(), inverse_.data()};
+    Tile<A> tile{first, problem_.classes_in(b), problem_.sub_centers, problem_.tile_width(), inverse_.data()};
     simd::run<Inverses>(norm, tile.centres(), problem_.eps, problem_.normalize_weight, inverse_.data());
     tile.class_scale = problem_.class_scale.defined() ? data<A>(problem_.class_scale) + first : ones_.data();
     tile.bias = problem_.bias.defined() ? data<A>(problem_.bias) + first : zeros_.data();

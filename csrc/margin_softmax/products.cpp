@@ -49,7 +49,7 @@ struct AddScaled {
 
 // Through ATen's GEMM in dtype A; 16-bit centres are widened a tile at a time.
 template <class T>
-class DenseProducts : public Products<Accumulate<T>> {
+class DenseProducts : public Products<T> {
  public:
   using A = Accumulate<T>;
 
@@ -57,12 +57,12 @@ class DenseProducts : public Products<Accumulate<T>> {
     if (!std::is_same_v<T, A>) widened_ = at::empty({problem.tile_width(), problem.d}, x.options());
   }
 
-  void take_centres(int64_t first, int64_t count) override {
+  void take_centres(const T* centres, int64_t count) override {
     if constexpr (std::is_same_v<T, A>) {
-      centres_ = problem_.weight.narrow(0, first, count);
+      centres_ = matrix(const_cast<A*>(centres), count, problem_.d, problem_.d);
     } else {
       centres_ = widened_.narrow(0, 0, count);
-      simd::run<Widen>(data<T>(problem_.weight) + first * problem_.d, count * problem_.d, widened_.data_ptr<A>());
+      simd::run<Widen>(centres, count * problem_.d, widened_.data_ptr<A>());
     }
   }
 
@@ -136,13 +136,13 @@ struct PackedRows {
 
 // Through the processor's bfloat16 products. Both sides go in as they are; h is rounded for the two products that read
 // it, once with each side's factors.
-class PackedProducts : public Products<float> {
+class PackedProducts : public Products<simd::Bfloat16> {
  public:
   PackedProducts(const Problem& problem, const at::Tensor& x, const std::vector<Row<float>>& rows)
       : problem_(problem), all_rows_(rows), x_(data<simd::Bfloat16>(x)), ld_(x.size(1)) {}
 
-  void take_centres(int64_t first, int64_t count) override {
-    centres_ = data<simd::Bfloat16>(problem_.weight) + first * problem_.d;
+  void take_centres(const simd::Bfloat16* centres, int64_t count) override {
+    centres_ = centres;
     count_ = count;
     centres_packed_ = false;
   }
@@ -239,8 +239,8 @@ XOperand make_x_operand(const Problem& p, std::vector<Row<Accumulate<T>>>& rows,
 }
 
 template <class T>
-std::unique_ptr<Products<Accumulate<T>>> make_products(const Problem& problem, const XOperand& x,
-                                                       const std::vector<Row<Accumulate<T>>>& rows) {
+std::unique_ptr<Products<T>> make_products(const Problem& problem, const XOperand& x,
+                                           const std::vector<Row<Accumulate<T>>>& rows) {
   if constexpr (std::is_same_v<T, simd::Bfloat16>) {
     if (x.packed) return std::make_unique<PackedProducts>(problem, x.values, rows);
   }
@@ -249,8 +249,8 @@ std::unique_ptr<Products<Accumulate<T>>> make_products(const Problem& problem, c
 
 #define HK_PRODUCTS(T)                                                                                   \
   template XOperand make_x_operand<T>(const Problem&, std::vector<Row<Accumulate<T>>>&, Accumulate<T>*); \
-  template std::unique_ptr<Products<Accumulate<T>>> make_products<T>(const Problem&, const XOperand&,    \
-                                                                     const std::vector<Row<Accumulate<T>>>&);
+  template std::unique_ptr<Products<T>> make_products<T>(const Problem&, const XOperand&,                \
+                                                         const std::vector<Row<Accumulate<T>>>&);
 HK_PRODUCTS(double)
 HK_PRODUCTS(float)
 HK_PRODUCTS(simd::Bfloat16)

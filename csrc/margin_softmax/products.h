@@ -21,11 +21,14 @@ struct XOperand {
 template <class T>
 XOperand make_x_operand(const Problem& problem, std::vector<Row<Accumulate<T>>>& rows, Accumulate<T>* norm);
 
-template <class A>
+template <class T>
 class Products {
  public:
+  using A = Accumulate<T>;
+
   virtual ~Products() = default;
-  virtual void take_centres(int64_t first, int64_t count) = 0;
+  // Raw centres [count, D], which stay where they are until others are taken.
+  virtual void take_centres(const T* centres, int64_t count) = 0;
   // Rows begin .. begin + count, or those listed in index where it is not null.
   virtual void take_rows(const int64_t* index, int64_t begin, int64_t count) = 0;
   // z [rows, ld] = <row, centre>, short of the factors of Row and Tile.
@@ -39,7 +42,7 @@ class Products {
 };
 
 template <class T>
-std::unique_ptr<Products<Accumulate<T>>> make_products(const Problem& problem, const XOperand& x,
-                                                       const std::vector<Row<Accumulate<T>>>& rows);
+std::unique_ptr<Products<T>> make_products(const Problem& problem, const XOperand& x,
+                                           const std::vector<Row<Accumulate<T>>>& rows);
 
 }  // namespace hyperkernels::margin_softmax

@@ -13,6 +13,7 @@ from .margins.additive import ArcFace
 from .margins.base import Callback, Margin, as_margin
 from .negatives import Negatives
 from .op import Options, accumulate_dtype
+from .sampled import OUTSIDE, check_classes, positions
 
 LARGEST_SCALE = 1e30  # float32 must hold its products
 REDUCTIONS = ("none", "mean", "sum")
@@ -64,6 +65,7 @@ def check_head(
     target: Any,
     *,
     scale: Any,
+    classes: Any = None,
     class_scale: Any = None,
     bias: Any = None,
     sub_centers: Any = 1,
@@ -80,9 +82,12 @@ def check_head(
     _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
     _check.tensor("weight", weight, _check.FLOAT_DTYPES, dim=2)
     _check.tensor("target", target, (torch.int64,), dim=1)
-    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype):
-        x, weight = (v.to(torch.get_autocast_dtype(v.device.type)) for v in (x, weight))
-    if weight.dtype != x.dtype:
+    autocast = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype)
+    if autocast:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+        # Of sampled classes the head casts their own rows.
+        weight = weight.to(x.dtype) if classes is None else weight
+    if weight.dtype != x.dtype and (classes is None or not autocast):
         raise TypeError(f"weight must have the dtype of x ({x.dtype}); got {weight.dtype}")
     _check.same_device("weight", weight, "x", x)
     _check.same_device("target", target, "x", x)
@@ -95,13 +100,15 @@ def check_head(
     _check.integer("sub_centers", sub_centers, minimum=1)
     if weight.shape[0] % sub_centers:
         raise ValueError(f"weight must have sub_centers={sub_centers} rows per class; got {weight.shape[0]} rows")
-    classes = weight.shape[0] // sub_centers
+    count = weight.shape[0] // sub_centers
+    if classes is not None:
+        classes = check_classes(classes, count, x)
     _check.integer("ignore_index", ignore_index)
     if absent_index is not None and _check.integer("absent_index", absent_index) == ignore_index:
         raise ValueError(f"absent_index must differ from ignore_index; both are {ignore_index}")
     for name, index in (("ignore_index", ignore_index), ("absent_index", absent_index)):
-        if name == "absent_index" and index is not None and 0 <= index < classes:
-            raise ValueError(f"{name} must not be a class (0 to {classes - 1}); got {index}")
+        if name == "absent_index" and index is not None and 0 <= index < count:
+            raise ValueError(f"{name} must not be a class (0 to {count - 1}); got {index}")
     if workspace is not None:
         _check.integer("workspace", workspace, minimum=0)
     skip_budget = _check.number("skip_budget", skip_budget, minimum=0.0, maximum=1.0)
@@ -120,17 +127,23 @@ def check_head(
     )
     if target.device.type != "cpu" and os.environ.get("HYPERKERNELS_CHECK") == "1":
         elsewhere = (target == options.ignore_index) | (target == options.absent_index)
-        if bool((~elsewhere & ((target < 0) | (target >= classes))).any()):
-            raise IndexError(f"target must lie in [0, {classes}) or equal ignore_index={ignore_index}")
+        outside = (target < 0) | (target >= count)
+        known = f"lie in [0, {count})"
+        if classes is not None:
+            outside = positions(classes, target, ignore_index, ignore_index) == OUTSIDE
+            known = "be among classes"
+        if bool((~elsewhere & outside).any()):
+            raise IndexError(f"target must {known} or equal ignore_index={ignore_index}")
     dtype = accumulate_dtype(x.dtype)
     return losses.Head(
         x,
         weight,
         target,
         _per_row(scale, x, dtype),
-        _per_class("class_scale", class_scale, classes, x, dtype),
-        _per_class("bias", bias, classes, x, dtype),
+        _per_class("class_scale", class_scale, count, x, dtype),
+        _per_class("bias", bias, count, x, dtype),
         options,
+        classes,
         workspace,
         skip_budget,
         skip_report,
@@ -144,6 +157,7 @@ def class_statistics(
     *,
     scale: float | torch.Tensor = 64.0,
     negatives: Negatives | None = None,
+    classes: torch.Tensor | None = None,
     class_scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     sub_centers: int = 1,
@@ -176,6 +190,10 @@ def class_statistics(
         scale: inverse temperature s, above 0: a number of at most 1e30, a scalar tensor, or one a row, [N].
             Differentiable.
         negatives: a transform of the negatives' cosines (``hyperkernels.margin_softmax.negatives``).
+        classes: the sampled classes [R], int64, strictly increasing, in [0, C): these alone exist for the call
+            ("Partial FC", arXiv 2203.15565). Their rows of ``weight`` are read where they stand, its gradient is a
+            coalesced sparse tensor of these rows, and the targets must be among them. Everything else keeps its [C]
+            entries and global indices, ``hardest_class`` too. None: all classes.
         class_scale, bias: one a class, [C], or None. Differentiable.
         sub_centers: K >= 1 centres a class; the cosine of a class is that of its nearest centre (lowest on ties).
         normalize_x, normalize_weight: False takes the rows as they are: c_ij is then a product, not a cosine.
@@ -195,14 +213,16 @@ def class_statistics(
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
-        IndexError: a target out of range, on the CPU. Elsewhere such a row is NaN, unless HYPERKERNELS_CHECK=1 asks for
-            the error at the price of a synchronisation.
+        IndexError: a target that is no class, or not among ``classes``, on the CPU. Elsewhere such a row is NaN, and
+            wrong ``classes`` give wrong numbers, unless HYPERKERNELS_CHECK=1 asks for the error at the price of a
+            synchronisation.
     """
     head = check_head(
         x,
         weight,
         target,
         scale=scale,
+        classes=classes,
         class_scale=class_scale,
         bias=bias,
         sub_centers=sub_centers,
@@ -224,6 +244,7 @@ def margin_softmax_loss(
     *,
     margin: Margin | Callback = ArcFace(0.5),
     scale: float | torch.Tensor = 64.0,
+    classes: torch.Tensor | None = None,
     class_scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     sub_centers: int = 1,
@@ -256,6 +277,8 @@ def margin_softmax_loss(
         margin: one of ``hk.margins``, or a callable ``(target_cos [N], x_norm [N]) -> target logit / scale [N]``.
         scale: inverse temperature s, above 0: a number of at most 1e30, a scalar tensor, or one a row, [N]. A tensor
             may be learned.
+        classes: the sampled classes [R], int64, strictly increasing, in [0, C), or None for all: these alone take part
+            in the softmax (see ``class_statistics``), and the gradient of ``weight`` is a sparse tensor of their rows.
         class_scale: a factor of the logits a class, [C], or None; may be learned (nGPT's s_z, arXiv 2410.01131).
         bias: a term of the logits a class, [C], or None; may be learned.
         sub_centers: K >= 1 centres a class, the nearest counts (sub-center ArcFace, Deng et al., ECCV 2020).
@@ -283,8 +306,9 @@ def margin_softmax_loss(
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
-        IndexError: a target out of range, on the CPU. Elsewhere such a row is NaN, unless HYPERKERNELS_CHECK=1 asks for
-            the error at the price of a synchronisation.
+        IndexError: a target that is no class, or not among ``classes``, on the CPU. Elsewhere such a row is NaN, and
+            wrong ``classes`` give wrong numbers, unless HYPERKERNELS_CHECK=1 asks for the error at the price of a
+            synchronisation.
     """
     if not callable(margin) or isinstance(margin, type):
         raise TypeError(f"margin must be callable as margin(target_cos, x_norm); got {type(margin).__name__}")
@@ -293,6 +317,7 @@ def margin_softmax_loss(
         weight,
         target,
         scale=scale,
+        classes=classes,
         class_scale=class_scale,
         bias=bias,
         sub_centers=sub_centers,

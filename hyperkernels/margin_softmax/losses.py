@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from .margins.base import Margin, Rows
 from .negatives import COSINE, Negatives
 from .op import Options, RowStatistics, class_statistics
-from .reference import unit_rows
+from .reference import rows_of_classes, take_rows, unit_rows
+from .sampled import ABSENT, IGNORED, classes_at, positions
 
 
 class Head(NamedTuple):
@@ -23,6 +24,7 @@ class Head(NamedTuple):
     class_scale: torch.Tensor | None  # [C]
     bias: torch.Tensor | None  # [C]
     options: Options
+    sampled: torch.Tensor | None = None  # [R], the classes that take part; None for all
     workspace: int | None = None
     skip_budget: float = 0.0
     skip_report: torch.Tensor | None = None  # [2]
@@ -30,6 +32,10 @@ class Head(NamedTuple):
     @property
     def classes(self) -> int:
         return self.weight.shape[0] // self.options.sub_centers
+
+    @property
+    def taking_part(self) -> int:
+        return self.classes if self.sampled is None else self.sampled.shape[0]
 
     @property
     def counted(self) -> torch.Tensor:
@@ -41,20 +47,36 @@ class Head(NamedTuple):
         here = (self.target >= 0) & (self.target < self.classes) & self.counted
         return torch.where(here, self.target, 0)
 
+    def of_sampled(self, per_class: torch.Tensor | None) -> torch.Tensor | None:
+        """The numbers of the classes that take part."""
+        return per_class if per_class is None or self.sampled is None else per_class.index_select(0, self.sampled)
+
     def statistics(self, negatives: Negatives = COSINE) -> RowStatistics:
-        return class_statistics(
+        weight, target, sampled = self.weight, self.target, self.sampled
+        options = self.options._replace(negatives=negatives.kind)
+        if sampled is not None:
+            target = positions(sampled, target, options.ignore_index, options.absent_index)
+            options = options._replace(ignore_index=IGNORED, absent_index=ABSENT)
+            if weight.dtype != self.x.dtype:  # autocast: the rows that take part are copied to be cast
+                weight = take_rows(weight, rows_of_classes(sampled, options.sub_centers)).to(self.x.dtype)
+                sampled = None
+        statistics = class_statistics(
             self.x,
-            self.weight,
-            self.target,
+            weight,
+            target,
             self.scale,
-            self.class_scale,
-            self.bias,
+            self.of_sampled(self.class_scale),
+            self.of_sampled(self.bias),
             negatives,
-            self.options._replace(negatives=negatives.kind),
+            sampled,
+            options,
             self.workspace,
             self.skip_budget,
             self.skip_report,
         )
+        if self.sampled is None:
+            return statistics
+        return statistics._replace(hardest_class=classes_at(self.sampled, statistics.hardest_class))
 
     def logits(self, psi: torch.Tensor) -> torch.Tensor:
         """The logits [N] of the rows' own classes, given psi."""
@@ -76,7 +98,7 @@ class Head(NamedTuple):
             x, x_norm = unit_rows(torch.where(self.counted[:, None], self.x, 0).to(dtype), self.options.eps)
             cosines = []
             for center in range(k):
-                own = self.weight[self.target_class * k + center].to(dtype)
+                own = self.weight[self.target_class * k + center].to(self.x.dtype).to(dtype)
                 cosines.append((x * unit_rows(own, self.options.eps)[0]).sum(1))
             return Rows(torch.stack(cosines).amax(0), x_norm, self.target_class, self.counted)
 
@@ -123,9 +145,10 @@ def margin_softmax(
     loss = -F.logsigmoid(target_logit - statistics.neg_lse)
     if label_smoothing:
         others = head.scale * statistics.neg_cos_sum
-        if head.bias is not None:
-            others = others + head.bias.sum() - head.bias[head.target_class]
-        count = head.classes
+        bias = head.of_sampled(head.bias)
+        if head.bias is not None and bias is not None:
+            others = others + bias.sum() - head.bias[head.target_class]
+        count = head.taking_part
         if smoothing_over == "all":
             loss = loss + label_smoothing * (target_logit - (target_logit + others) / count)
         elif count > 1:

@@ -19,9 +19,12 @@ from .negatives import Negatives
 
 LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
 
-# What forward and backward share: the problem, then its constants.
+# What forward and backward share: the problem, then its constants. With `classes` [R] int64, increasing, these classes
+# alone exist: C is R everywhere but in the weight, whose rows are read where they are, the target is a position among
+# them and dweight holds their rows alone, [R*K, D].
 _PROBLEM = (
     "Tensor x, Tensor weight, Tensor target, Tensor scale, Tensor? class_scale, Tensor? bias, Tensor? transform, "
+    "Tensor? classes, "
 )
 _CONSTANTS = (
     "str negatives, int sub_centers, bool normalize_x, bool normalize_weight, float eps, int ignore_index, "
@@ -94,16 +97,21 @@ def plan_triton(n: int, c: int, sub_centers: int, d: int, dtype: torch.dtype, wo
     return triton_kernels.tile_classes(d, dtype, sub_centers), 0
 
 
+def count_classes(weight: torch.Tensor, classes: torch.Tensor | None, sub_centers: int) -> int:
+    """How many classes take part."""
+    return weight.shape[0] // sub_centers if classes is None else classes.shape[0]
+
+
 def _fake(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-    sub_centers, block, kept_blocks, skip_budget = rest[5], *rest[-4:-1]
-    n, classes = x.shape[0], weight.shape[0] // sub_centers
+    sub_centers, block, kept_blocks, skip_budget = rest[6], *rest[-4:-1]
+    n, classes = x.shape[0], count_classes(weight, rest[4], sub_centers)
     rows = [x.new_empty(n, dtype=accumulate_dtype(x.dtype)) for _ in range(12)]
     for integer in (4, 6):
         rows[integer] = target.new_empty(n)
     tiles = (classes + block - 1) // block
     return (
         *rows,
-        rows[0].new_empty(weight.shape[0]),
+        rows[0].new_empty(classes * sub_centers),
         rows[0].new_empty(n, tiles) if skip_budget > 0 else rows[0].new_empty(0, 0),
         rows[0].new_empty(kept_blocks * n * block * sub_centers),
     )
@@ -111,10 +119,11 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, *rest: An
 
 def _fake_backward(*args: Any) -> tuple[torch.Tensor, ...]:
     d_neg_lse, x, weight, (need_x, need_weight, need_class_scale, need_bias) = args[0], args[4], args[5], args[-4:]
-    classes = weight.shape[0] // args[19]
+    sub_centers = args[20]
+    classes = count_classes(weight, args[11], sub_centers)
     return (
         torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0),
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else weight.new_empty(0),
+        weight.new_empty(classes * sub_centers, weight.shape[1]) if need_weight else weight.new_empty(0),
         d_neg_lse.new_empty(classes if need_class_scale else 0),
         d_neg_lse.new_empty(classes if need_bias else 0),
     )
@@ -160,13 +169,13 @@ def skip_plan(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     # The report is written, not read: saved, its new version would spoil a second backward.
-    *ctx.constants, ctx.skip_budget, ctx.skip_report = inputs[7:]
+    *ctx.constants, ctx.skip_budget, ctx.skip_report = inputs[8:]
     neg_lse, _, x_norm, hardest_cos, hardest_class, _, target_center, *rest = output
     _, _, top, log_sum, scale_slope, w_norm, block_lse, kept = rest
     ctx.mark_non_differentiable(hardest_cos, hardest_class, target_center, *rest)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(
-        *inputs[:7], x_norm, target_center, top, log_sum, w_norm, kept, neg_lse, scale_slope, block_lse
+        *inputs[:8], x_norm, target_center, top, log_sum, w_norm, kept, neg_lse, scale_slope, block_lse
     )
 
 
@@ -179,6 +188,7 @@ def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
 def target_tiles(
     weight: torch.Tensor,
     target: torch.Tensor,
+    classes: torch.Tensor | None,
     negatives: str,
     sub_centers: int,
     normalize_x: bool,
@@ -191,7 +201,7 @@ def target_tiles(
 ) -> torch.Tensor:
     """The tile of each row's own class, -1 where it has none here."""
     here = (target != ignore_index) & (target != absent_index)
-    here &= (target >= 0) & (target < weight.shape[0] // sub_centers)
+    here &= (target >= 0) & (target < count_classes(weight, classes, sub_centers))
     return torch.where(here, target // block, -1)
 
 
@@ -217,7 +227,7 @@ def _define(suffix: str, skip_rows: int) -> None:
         skip = neg_lse.new_empty(0, dtype=torch.uint8)
         # The plan knows the gradient of the log-sum-exp alone; the one of the sum of cosines reaches every class.
         if ctx.skip_budget > 0 and grads[5] is None:
-            tile = target_tiles(saved[1], saved[2], *ctx.constants) if skip_rows > 1 else None
+            tile = target_tiles(saved[1], saved[2], saved[7], *ctx.constants) if skip_rows > 1 else None
             skip, report = skip_plan(incoming[0], neg_lse, block_lse, skip_rows, ctx.skip_budget, tile)
             if ctx.skip_report is not None:
                 ctx.skip_report.copy_(report)
@@ -228,10 +238,14 @@ def _define(suffix: str, skip_rows: int) -> None:
         dx, dweight, dclass_scale, dbias = (
             gradient if need else None for gradient, need in zip(computed, needs, strict=True)
         )
+        classes = saved[7]
+        if dweight is not None and classes is not None:
+            rows = reference.rows_of_classes(classes, ctx.constants[1])
+            dweight = reference.sparse_rows(dweight, rows, saved[1].shape)
         dscale = None
         if ctx.needs_input_grad[3]:
             dscale = torch.ops.hyperkernels.class_statistics_dscale(incoming[0], scale_slope, *saved[:2], saved[3])
-        return dx, dweight, None, dscale, dclass_scale, dbias, *[None] * 12
+        return dx, dweight, None, dscale, dclass_scale, dbias, *[None] * 13
 
     for op, fake in ((name, _fake), (backward_name, _fake_backward)):
         torch.library.register_fake(f"hyperkernels::{op}", fake, lib=LIBRARY)
@@ -264,18 +278,19 @@ _register_triton()
 def class_statistics(
     x: torch.Tensor,  # [N, D]
     weight: torch.Tensor,  # [C*K, D]
-    target: torch.Tensor,  # [N]
+    target: torch.Tensor,  # [N], a position in `classes` where they are given
     scale: torch.Tensor,  # [N], of the accumulator's dtype, as the four below
-    class_scale: torch.Tensor | None,  # [C]
-    bias: torch.Tensor | None,  # [C]
+    class_scale: torch.Tensor | None,  # [C], or [R], as the bias
+    bias: torch.Tensor | None,
     negatives: Negatives,
+    classes: torch.Tensor | None,  # [R] int64, increasing, or None for all
     options: Options,
     workspace: int | None,
     skip_budget: float,
     skip_report: torch.Tensor | None,  # [2] float64
 ) -> RowStatistics:
     backend = _backend.select("margin_softmax", x.device)
-    problem = (x, weight, target, scale, class_scale, bias, negatives.parameters, *options)
+    problem = (x, weight, target, scale, class_scale, bias, negatives.parameters, classes, *options)
     if backend == "reference":
         if skip_report is not None:
             skip_report.zero_()
@@ -283,8 +298,8 @@ def class_statistics(
     leaves = [t for t in (x, weight, scale, class_scale, bias) if t is not None]
     _backend.refuse_forward_mode("class_statistics", *leaves)
     for_backward = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
-    classes = weight.shape[0] // options.sub_centers
-    sizes = (x.shape[0], classes, options.sub_centers, x.shape[1], x.dtype, workspace if for_backward else 0)
+    count = count_classes(weight, classes, options.sub_centers)
+    sizes = (x.shape[0], count, options.sub_centers, x.shape[1], x.dtype, workspace if for_backward else 0)
     block, kept_blocks = plan_triton(*sizes) if backend == "triton" else plan_cpp(*sizes)
     ops = torch.ops.hyperkernels
     kernel = ops.class_statistics_triton if backend == "triton" else ops.class_statistics

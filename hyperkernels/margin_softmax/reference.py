@@ -1,5 +1,7 @@
 """The formulas in plain PyTorch, any dtype, with the N x C matrix in memory: what the kernels are compared with."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -19,6 +21,44 @@ def unit_rows(v: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
 def with_slope(value: torch.Tensor, slope: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
     """`value` with the gradient `slope` to `cos`."""
     return value.detach() + slope.detach() * (cos - cos.detach())
+
+
+def take_rows(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """weight[rows], rows increasing; the gradient of the weight is row-sparse."""
+    if torch.compiler.is_compiling():  # which traces this one's gradient
+        return F.embedding(rows, weight, sparse=True)
+    return TakeRows.apply(weight, rows)
+
+
+class TakeRows(torch.autograd.Function):
+    """The same, with second and forward-mode derivatives."""
+
+    @staticmethod
+    def forward(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return weight[rows]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        weight, ctx.rows = inputs
+        ctx.shape = weight.shape
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return sparse_rows(gradient, ctx.rows, ctx.shape), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, _: None) -> torch.Tensor:  # type: ignore[override]
+        return tangent[ctx.rows]
+
+
+def sparse_rows(values: torch.Tensor, rows: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The matrix of that shape whose `rows`, increasing, are `values`, and whose others are zero: sparse, coalesced."""
+    return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
+
+
+def rows_of_classes(classes: torch.Tensor, sub_centers: int) -> torch.Tensor:
+    """The rows of the weight that belong to the classes [R]: [R*K]."""
+    return (classes[:, None] * sub_centers + torch.arange(sub_centers, device=classes.device)).flatten()
 
 
 def transform_cosines(
@@ -67,11 +107,12 @@ def transform_cosines(
 def class_statistics(
     x: torch.Tensor,  # [N, D]
     weight: torch.Tensor,  # [C*K, D]
-    target: torch.Tensor,  # [N] int64
+    target: torch.Tensor,  # [N] int64, a position in `classes` where they are given
     scale: torch.Tensor,  # [N]
-    class_scale: torch.Tensor | None,  # [C]
+    class_scale: torch.Tensor | None,  # [C], or [R] of the R sampled classes, as the bias
     bias: torch.Tensor | None,  # [C]
     transform: torch.Tensor | None,  # [N, P]
+    classes: torch.Tensor | None,  # [R] int64, increasing: the sampled classes, or None for all
     negatives: str,
     sub_centers: int,
     normalize_x: bool,
@@ -81,24 +122,27 @@ def class_statistics(
     absent_index: int,
 ) -> tuple[torch.Tensor, ...]:
     """The nine statistics of `functional.class_statistics`, [N] each, in its order."""
+    if classes is not None:
+        weight = take_rows(weight, rows_of_classes(classes, sub_centers))
     x, weight = (v.float() if v.dtype.itemsize == 2 else v for v in (x, weight))
-    classes = len(weight) // sub_centers
+    count = len(weight) // sub_centers
     active = target != ignore_index
     here = active & (target != absent_index)
-    outside = here & ((target < 0) | (target >= classes))
+    outside = here & ((target < 0) | (target >= count))
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(outside.any()):
-        raise IndexError(f"target must lie in [0, {classes}) or equal ignore_index={ignore_index}")
+        known = f"lie in [0, {count})" if classes is None else "be among classes"
+        raise IndexError(f"target must {known} or equal ignore_index={ignore_index}")
     x = torch.where(active[:, None], x, 0)
     x_hat, x_norm = unit_rows(x, eps)
     w_hat = unit_rows(weight, eps)[0] if normalize_weight else weight
     with torch.autocast(x.device.type, enabled=False):  # a cosine in half precision is no cosine
         cos = (x_hat if normalize_x else x) @ w_hat.T
-    cos = cos.view(len(x), classes, sub_centers)
+    cos = cos.view(len(x), count, sub_centers)
     center = cos.detach().argmax(2) if sub_centers > 1 else torch.zeros_like(cos[..., 0], dtype=torch.int64)
     cos = cos.gather(2, center[..., None])[..., 0]  # [N, C]
 
     own = torch.where(here & ~outside, target, -1)
-    is_target = torch.arange(classes, device=x.device) == own[:, None]
+    is_target = torch.arange(count, device=x.device) == own[:, None]
     target_cos = torch.where(is_target, cos, 0).sum(1)
     target_center = torch.where(is_target, center, 0).sum(1)
     phi = transform_cosines(negatives, cos, transform, scale, bias)

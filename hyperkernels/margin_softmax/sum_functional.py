@@ -44,6 +44,7 @@ def sface_loss(
     k: float = 80.0,
     a: float = 0.8,
     b: float = 1.23,
+    classes: torch.Tensor | None = None,
     sub_centers: int = 1,
     reduction: str = "mean",
     ignore_index: int = -100,
@@ -68,7 +69,7 @@ def sface_loss(
         scale: s, a number above 0.
         k: steepness of the sigmoids, at least 0.
         a, b: angles in radians, in [0, pi].
-        sub_centers, ignore_index, workspace, eps: as in ``hk.margin_softmax_loss``.
+        classes, sub_centers, ignore_index, workspace, eps: as in ``hk.margin_softmax_loss``.
         reduction: ``"mean"`` over the rows that are not ignored (0 if all are), ``"sum"``, or ``"none"`` for [N].
 
     Returns:
@@ -76,10 +77,18 @@ def sface_loss(
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
-        IndexError: a target out of range, on the CPU; elsewhere such a row is NaN.
+        IndexError: a target that is no class, or not among ``classes``, on the CPU; elsewhere such a row is NaN.
     """
     head = _head(
-        x, weight, target, scale, sub_centers=sub_centers, ignore_index=ignore_index, workspace=workspace, eps=eps
+        x,
+        weight,
+        target,
+        scale,
+        classes=classes,
+        sub_centers=sub_centers,
+        ignore_index=ignore_index,
+        workspace=workspace,
+        eps=eps,
     )
     return sums.sface(
         head,
@@ -102,6 +111,7 @@ def sphereface2_loss(
     t: int = 3,
     loss_weight: float = 50.0,
     gradient: str = "straight_through",
+    classes: torch.Tensor | None = None,
     sub_centers: int = 1,
     reduction: str = "mean",
     ignore_index: int = -100,
@@ -129,7 +139,7 @@ def sphereface2_loss(
         t: exponent, from 1 to 8.
         loss_weight: factor of the loss, at least 0.
         gradient: of g to the cosine: ``"straight_through"`` takes it as 1, as the authors do; ``"exact"`` is its own.
-        sub_centers, ignore_index, workspace, eps: as in ``hk.margin_softmax_loss``.
+        classes, sub_centers, ignore_index, workspace, eps: as in ``hk.margin_softmax_loss``.
         reduction: ``"mean"`` over the rows that are not ignored (0 if all are), ``"sum"``, or ``"none"`` for [N].
 
     Returns:
@@ -137,10 +147,18 @@ def sphereface2_loss(
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
-        IndexError: a target out of range, on the CPU; elsewhere such a row is NaN.
+        IndexError: a target that is no class, or not among ``classes``, on the CPU; elsewhere such a row is NaN.
     """
     head = _head(
-        x, weight, target, scale, sub_centers=sub_centers, ignore_index=ignore_index, workspace=workspace, eps=eps
+        x,
+        weight,
+        target,
+        scale,
+        classes=classes,
+        sub_centers=sub_centers,
+        ignore_index=ignore_index,
+        workspace=workspace,
+        eps=eps,
     )
     if _check.integer("t", t, minimum=1) > LARGEST_POWER:
         raise ValueError(f"t must be in [1, {LARGEST_POWER}]; got {t}")
@@ -164,6 +182,7 @@ def uniface_loss(
     m: float = 0.4,
     scale: float = 64.0,
     l: float = 1.0,  # noqa: E741
+    classes: torch.Tensor | None = None,
     sub_centers: int = 1,
     reduction: str = "mean",
     ignore_index: int = -100,
@@ -186,7 +205,7 @@ def uniface_loss(
         m: margin in units of cosine, any finite number.
         scale: s, a number above 0.
         l: weight of the other classes' terms, at least 0.
-        sub_centers, ignore_index, workspace, eps: as in ``hk.margin_softmax_loss``.
+        classes, sub_centers, ignore_index, workspace, eps: as in ``hk.margin_softmax_loss``.
         reduction: ``"mean"`` over the rows that are not ignored (0 if all are), ``"sum"``, or ``"none"`` for [N].
 
     Returns:
@@ -194,10 +213,18 @@ def uniface_loss(
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
-        IndexError: a target out of range, on the CPU; elsewhere such a row is NaN.
+        IndexError: a target that is no class, or not among ``classes``, on the CPU; elsewhere such a row is NaN.
     """
     head = _head(
-        x, weight, target, scale, sub_centers=sub_centers, ignore_index=ignore_index, workspace=workspace, eps=eps
+        x,
+        weight,
+        target,
+        scale,
+        classes=classes,
+        sub_centers=sub_centers,
+        ignore_index=ignore_index,
+        workspace=workspace,
+        eps=eps,
     )
     return sums.uniface(
         _with_bias(head, bias, -1),

@@ -15,14 +15,15 @@ import triton.language as tl
 from .._triton_math import load
 from ..unit_norm.triton_kernels import _zero
 from .triton_forward import LOG2_E, _cosines, _own_column, _per_class
-from .triton_rows import IGNORED, _inverse, _inverse_norms
+from .triton_rows import IGNORED, _class_offsets, _inverse, _inverse_norms
 from .triton_transforms import _transform
 
 
 @triton.jit(do_not_specialize=["rows", "row_tiles", "chunk", "classes", "first_tile", "all_tiles"])
 def gradient_kernel(
     x_ptr,  # the copy: [padded rows, STRIDE]
-    w_ptr,  # [classes * SUB_CENTERS, D]
+    w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
+    index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
     multiplier_ptr,  # [padded rows]
     w_norm_ptr,  # [classes * SUB_CENTERS]
     own_ptr,  # [padded rows]
@@ -78,8 +79,8 @@ def gradient_kernel(
     there = row < rows
     multiplier = tl.load(multiplier_ptr + row)
     cos, center = _cosines(
-        x_ptr, w_ptr, multiplier, w_norm_ptr, first_row, first_class, left, SUB_CENTERS, EPS, NORMALIZE_WEIGHT, D,
-        STRIDE, BLOCK_ROWS, BLOCK_CLASSES, BLOCK_D, PRECISION,
+        x_ptr, w_ptr, index_ptr, multiplier, w_norm_ptr, first_row, first_class, left, SUB_CENTERS, EPS,
+        NORMALIZE_WEIGHT, D, STRIDE, BLOCK_ROWS, BLOCK_CLASSES, BLOCK_D, PRECISION,
     )  # fmt: skip
     classes_of_tile = tl.arange(0, BLOCK_CLASSES)
     column = classes_of_tile[None, :]
@@ -149,7 +150,8 @@ def gradient_kernel(
 def weight_kernel(
     x_ptr,  # the copy: [padded rows, STRIDE]
     h_ptr,  # [padded rows, SUB_CENTERS, chunk]
-    w_ptr,  # [classes * SUB_CENTERS, D]
+    w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
+    index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
     w_norm_ptr,  # [classes * SUB_CENTERS]
     radial_ptr,  # [SUB_CENTERS, chunk] or None
     unit_ptr,  # or None
@@ -208,7 +210,11 @@ def weight_kernel(
         norm_at = (first_class + first) * SUB_CENTERS + center + column * SUB_CENTERS
         norm = tl.load(w_norm_ptr + norm_at, mask=column < left, other=1.0)
         radial = tl.load(radial_ptr + center * chunk + first + column) * _inverse(tl.maximum(norm, EPS))
-        w = load(w_ptr + base + offsets, mask)
+        if index_ptr is None:
+            w = load(w_ptr + base + offsets, mask)
+        else:
+            own = tl.load(index_ptr + first_class + first + column, mask=column < left, other=0)
+            w = load(w_ptr + (own * SUB_CENTERS + center)[:, None] * D + depth[None, :], mask)
         dw = tl.where((norm < EPS)[:, None], 0.0, dw - w * radial[:, None])
     if unit_ptr is not None:
         dw *= 1.0 / tl.load(unit_ptr)
@@ -218,7 +224,8 @@ def weight_kernel(
 @triton.jit(do_not_specialize=["row_tiles", "splits", "tiles", "chunk", "classes", "first_class", "start"])
 def input_kernel(
     h_ptr,  # [padded rows, SUB_CENTERS, chunk]
-    w_ptr,  # [classes * SUB_CENTERS, D]
+    w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
+    index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
     list_ptr,  # int32 [groups, tiles]: first the tiles that count, or None
     count_ptr,  # int32 [groups]: how many do
     sum_ptr,  # [splits, padded rows, STRIDE]
@@ -257,7 +264,10 @@ def input_kernel(
     steps: tl.constexpr = TILE // BLOCK_CLASSES
     h_ptr += first_row * SUB_CENTERS * chunk
     h_offsets = row[:, None] * (SUB_CENTERS * chunk) + column[None, :]
-    w_ptr += first_class.to(tl.int64) * (SUB_CENTERS * D)
+    if index_ptr is None:
+        w_ptr += first_class.to(tl.int64) * (SUB_CENTERS * D)
+    else:
+        index_ptr += first_class
     last = (classes - first_class - 1).to(tl.int64)
     sum_ptrs = sum_ptr + (split * row_tiles + row_tile).to(tl.int64) * BLOCK_ROWS * STRIDE
     sum_ptrs += row[:, None] * STRIDE + depth[None, :]
@@ -275,8 +285,13 @@ def input_kernel(
         h = tl.load(h_ptr + center * chunk + first + h_offsets)
         # Classes past the last one repeat it, whatever tile the last one is in: their H is 0.
         base = tl.minimum(origin + first, last)
-        centers = tl.minimum(column, (last - base).to(tl.int32)) * (SUB_CENTERS * D)
-        w_ptrs = w_ptr + (base * SUB_CENTERS + center) * D + centers[:, None] + depth[None, :]
+        classes_of_step = tl.minimum(column, (last - base).to(tl.int32))
+        if index_ptr is None:
+            centers = classes_of_step * (SUB_CENTERS * D)
+            w_ptrs = w_ptr + (base * SUB_CENTERS + center) * D + centers[:, None] + depth[None, :]
+        else:
+            centers = _class_offsets(index_ptr + base, classes_of_step, SUB_CENTERS * D)
+            w_ptrs = w_ptr + center * D + centers[:, None] + depth[None, :]
         w = tl.load(w_ptrs) if D == STRIDE else tl.load(w_ptrs, mask=depth[None, :] < D, other=0.0)
         total = tl.dot(h, w, total, input_precision=PRECISION, out_dtype=dtype)
     tl.store(sum_ptrs, total)

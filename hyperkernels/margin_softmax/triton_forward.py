@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_rows import IGNORED, OUTSIDE, _inverse, _inverse_norms
+from .triton_rows import IGNORED, OUTSIDE, _class_offsets, _inverse, _inverse_norms
 from .triton_transforms import _parameter, _transform
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -24,7 +24,8 @@ NEG_SUM, HARDEST, INDEX, EXP_SUM, SLOPE, TOP, HARD_COS, HARD_COUNT = (tl.constex
 @triton.jit
 def _products(
     x_ptr,  # the tile's first row
-    w_ptr,  # the tile's first centre
+    w_ptr,  # the tile's first centre; the weight's with an index
+    index_ptr,  # the index of the tile's first class, or None
     left,  # classes of the tile that exist
     SUB_CENTERS: tl.constexpr,
     D: tl.constexpr,
@@ -38,7 +39,7 @@ def _products(
     depth = tl.arange(0, BLOCK_D)
     classes = tl.minimum(tl.arange(0, BLOCK_CLASSES), left - 1)
     x_ptrs = x_ptr + tl.arange(0, BLOCK_ROWS)[:, None] * STRIDE + depth[None, :]
-    w_ptrs = w_ptr + classes[None, :] * (SUB_CENTERS * D) + depth[:, None]
+    w_ptrs = w_ptr + _class_offsets(index_ptr, classes, SUB_CENTERS * D)[None, :] + depth[:, None]
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     products = tl.zeros([BLOCK_ROWS, BLOCK_CLASSES], dtype)
     for start in range(0, D, BLOCK_D):
@@ -54,7 +55,8 @@ def _products(
 @triton.jit
 def _cosines(
     x_ptr,  # [padded rows, STRIDE]
-    w_ptr,  # [classes * SUB_CENTERS, D]
+    w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
+    index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
     multiplier,  # [BLOCK_ROWS]
     w_norm_ptr,  # [classes * SUB_CENTERS]
     first_row,
@@ -72,11 +74,24 @@ def _cosines(
 ):
     """(cosines of the tile, the sub-centre each is of)."""
     x_ptr += first_row * STRIDE
-    w_ptr += first_class * (SUB_CENTERS * D)
+    if index_ptr is None:
+        w_ptr += first_class * (SUB_CENTERS * D)
+    else:
+        index_ptr += first_class
     classes = tl.arange(0, BLOCK_CLASSES)
     for center in tl.static_range(SUB_CENTERS):
         cos = _products(
-            x_ptr, w_ptr + center * D, left, SUB_CENTERS, D, STRIDE, BLOCK_ROWS, BLOCK_CLASSES, BLOCK_D, PRECISION
+            x_ptr,
+            w_ptr + center * D,
+            index_ptr,
+            left,
+            SUB_CENTERS,
+            D,
+            STRIDE,
+            BLOCK_ROWS,
+            BLOCK_CLASSES,
+            BLOCK_D,
+            PRECISION,
         )
         inverse = _inverse_norms(
             w_norm_ptr, first_class, classes, classes < left, center, SUB_CENTERS, EPS, NORMALIZE_WEIGHT
@@ -113,7 +128,8 @@ def _own_column(own, first_class, BLOCK_CLASSES: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "row_tiles", "tiles", "classes", "first_tile"])
 def forward_kernel(
     x_ptr,  # the copy: [padded rows, STRIDE]
-    w_ptr,  # [classes * SUB_CENTERS, D]
+    w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
+    index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
     multiplier_ptr,  # [padded rows]
     w_norm_ptr,  # [classes * SUB_CENTERS]
     own_ptr,  # [padded rows]
@@ -151,8 +167,8 @@ def forward_kernel(
     there = row < rows
     multiplier = tl.load(multiplier_ptr + row)
     cos, _ = _cosines(
-        x_ptr, w_ptr, multiplier, w_norm_ptr, first_row, first_class, left, SUB_CENTERS, EPS, NORMALIZE_WEIGHT, D,
-        STRIDE, BLOCK_ROWS, BLOCK_CLASSES, BLOCK_D, PRECISION,
+        x_ptr, w_ptr, index_ptr, multiplier, w_norm_ptr, first_row, first_class, left, SUB_CENTERS, EPS,
+        NORMALIZE_WEIGHT, D, STRIDE, BLOCK_ROWS, BLOCK_CLASSES, BLOCK_D, PRECISION,
     )  # fmt: skip
     column = tl.arange(0, BLOCK_CLASSES)[None, :]
     hidden = column == _own_column(tl.load(own_ptr + row), first_class, BLOCK_CLASSES)[:, None]

@@ -36,6 +36,7 @@ class Problem:
         class_scale: torch.Tensor | None,
         bias: torch.Tensor | None,
         transform: torch.Tensor | None,
+        sampled: torch.Tensor | None,
         negatives: str,
         sub_centers: int,
         normalize_x: bool,
@@ -51,7 +52,10 @@ class Problem:
             raise ValueError(f"sub_centers must be at most {LARGEST_SUB_CENTERS} on a GPU; got {sub_centers}")
         if x.dim() != 2 or weight.dim() != 2 or weight.shape[1] != x.shape[1] or weight.shape[0] % sub_centers:
             raise ValueError(f"x and weight must be [N, D] and [C * sub_centers, D]; got {x.shape} and {weight.shape}")
-        classes = weight.shape[0] // sub_centers
+        if sampled is not None and (sampled.dtype != torch.int64 or sampled.dim() != 1 or not len(sampled)):
+            raise ValueError(f"classes must be int64 [R] with R > 0; got {sampled.dtype} {tuple(sampled.shape)}")
+        all_classes = weight.shape[0] // sub_centers
+        classes = all_classes if sampled is None else len(sampled)
         for name, tensor, size in (
             ("target", target, x.shape[:1]),
             ("scale", scale, x.shape[:1]),
@@ -66,11 +70,16 @@ class Problem:
         self.x, self.weight, self.target = x.contiguous(), weight.contiguous(), target.contiguous()
         self.heads = [None if t is None else t.contiguous() for t in (scale, class_scale, bias, transform)]
         self.rows, self.d = x.shape
-        self.classes, self.block, self.sub_centers = weight.shape[0] // sub_centers, block, sub_centers
+        # Held in range: whatever they are, nothing is read outside of the weight.
+        self.index = None if sampled is None else sampled.clamp(0, all_classes - 1).contiguous()
+        self.classes, self.block, self.sub_centers = classes, block, sub_centers
         self.tiles = triton.cdiv(self.classes, block)
         self.indices = (ignore_index, absent_index)
         burden = (sub_centers > 1 or negatives != "cosine") + (class_scale is not None or bias is not None)
-        self.config = config = configuration(x.dtype, self.d, self.rows, block, burden, architecture())
+        config = configuration(x.dtype, self.d, self.rows, block, burden, architecture())
+        if self.index is not None and x.dtype == torch.float64:  # more rows spill, on sm_100
+            config = config._replace(cosines=config.cosines._replace(rows=16))
+        self.config = config
         # A group shares one entry of the skip plan; a batch of fewer rows is one group.
         self.group = min(SKIP_ROWS, max(16, triton.next_power_of_2(self.rows)))
         self.padded = triton.cdiv(self.rows, self.group) * self.group
@@ -95,14 +104,15 @@ class Problem:
 
     def center_norms(self) -> torch.Tensor:
         """[C * K]; nobody reads them where the weight is taken as it is."""
-        norms = self.weight.new_empty(self.weight.shape[0], dtype=self.dtype)
+        norms = self.weight.new_empty(self.classes * self.sub_centers, dtype=self.dtype)
         if self.normalize_weight["NORMALIZE_WEIGHT"]:
             block_d = max(16, min(1024, triton.next_power_of_2(self.d)))
             block_rows = 4096 // block_d
             grid = (triton.cdiv(len(norms), block_rows),)
             center_kernel[grid](
-                self.weight, norms, len(norms), D=self.d, BLOCK_ROWS=block_rows, BLOCK_D=block_d, num_warps=4
-            )
+                self.weight, self.index, norms, len(norms), SUB_CENTERS=self.sub_centers, D=self.d,
+                BLOCK_ROWS=block_rows, BLOCK_D=block_d, num_warps=4,
+            )  # fmt: skip
         return norms
 
     def prepare_rows(
@@ -113,6 +123,7 @@ class Problem:
         row_kernel[(self.padded // 4,)](
             self.x,
             self.weight,
+            self.index,
             w_norm,
             self.target,
             self.copy,
@@ -156,6 +167,7 @@ def class_statistics(
     class_scale: torch.Tensor | None,
     bias: torch.Tensor | None,
     transform: torch.Tensor | None,
+    classes: torch.Tensor | None,
     negatives: str,
     sub_centers: int,
     normalize_x: bool,
@@ -170,8 +182,8 @@ def class_statistics(
 ) -> tuple[torch.Tensor, ...]:
     """The op `class_statistics_triton`; what it returns stands in `op`. No cosines are kept."""
     p = Problem(
-        x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers, normalize_x, normalize_weight,
-        eps, ignore_index, absent_index, block,
+        x, weight, target, scale, class_scale, bias, transform, classes, negatives, sub_centers, normalize_x,
+        normalize_weight, eps, ignore_index, absent_index, block,
     )  # fmt: skip
     floats = [x.new_empty(p.rows, dtype=p.dtype) for _ in range(10)]
     neg_lse, target_cos, x_norm, hardest_cos, neg_sum, hard_cos, hard_count, top, log_sum, scale_slope = floats
@@ -189,7 +201,7 @@ def class_statistics(
             row_tiles = p.padded // p.config.cosines.rows
             for first, tiles in chunks:
                 forward_kernel[(row_tiles * tiles,)](
-                    p.copy, p.weight, p.multiplier, w_norm, p.own, *p.heads, partial, p.rows, row_tiles, tiles,
+                    p.copy, p.weight, p.index, p.multiplier, w_norm, p.own, *p.heads, partial, p.rows, row_tiles, tiles,
                     p.classes, first, **p.constants(p.config.cosines),
                 )  # fmt: skip
                 merge_kernel[(triton.cdiv(p.rows, 8),)](
@@ -269,6 +281,7 @@ def class_statistics_backward(
     class_scale: torch.Tensor | None,
     bias: torch.Tensor | None,
     transform: torch.Tensor | None,
+    classes: torch.Tensor | None,
     x_norm: torch.Tensor,
     target_center: torch.Tensor,
     top: torch.Tensor,
@@ -292,21 +305,22 @@ def class_statistics_backward(
 ) -> tuple[torch.Tensor, ...]:
     """The op `class_statistics_backward_triton`: (dx, dweight, dclass_scale, dbias), empty where not needed."""
     p = Problem(
-        x, weight, target, scale, class_scale, bias, transform, negatives, sub_centers, normalize_x, normalize_weight,
-        eps, ignore_index, absent_index, block,
+        x, weight, target, scale, class_scale, bias, transform, classes, negatives, sub_centers, normalize_x,
+        normalize_weight, eps, ignore_index, absent_index, block,
     )  # fmt: skip
     saved = {"x_norm": x_norm, "target_center": target_center, "top": top, "log_sum": log_sum}
     incoming_rows = {"d_neg_lse": d_neg_lse, "d_target_cos": d_target_cos, "d_x_norm": d_x_norm}
     for name, tensor in (saved | incoming_rows | {"d_neg_cos_sum": d_neg_cos_sum}).items():
         if tensor.shape != x.shape[:1]:
             raise ValueError(f"{name} must have one entry per row of x ({x.shape[0]}); got {tuple(tensor.shape)}")
-    if w_norm.shape != weight.shape[:1]:
-        raise ValueError(f"w_norm must have one entry per row of weight; got {tuple(w_norm.shape)}")
+    centers = p.classes * sub_centers
+    if w_norm.shape != (centers,):
+        raise ValueError(f"w_norm must have one entry per centre ({centers}); got {tuple(w_norm.shape)}")
     plan_shape = (triton.cdiv(p.rows, SKIP_ROWS), p.tiles)
     if skip.numel() and skip.shape != torch.Size(plan_shape):
         raise ValueError(f"skip must be empty or have shape {plan_shape}; got {tuple(skip.shape)}")
     dx = torch.empty_like(p.x) if need_x else x.new_empty(0)
-    dweight = torch.empty_like(p.weight) if need_weight else weight.new_empty(0)
+    dweight = weight.new_empty(centers, p.d) if need_weight else weight.new_empty(0)
     per_class = [x.new_empty(p.classes if need else 0, dtype=p.dtype) for need in (need_class_scale, need_bias)]
     if p.rows == 0:
         return (dx, dweight.zero_(), *(t.zero_() for t in per_class))
@@ -338,7 +352,7 @@ def class_statistics_backward(
                 )
             ]
             gradient_kernel[(row_tiles * (chunk // p.config.gradient.columns),)](
-                p.copy, p.weight, p.multiplier, w_norm, p.own, *p.heads, *rows_saved, *incoming, unit, plan, h,
+                p.copy, p.weight, p.index, p.multiplier, w_norm, p.own, *p.heads, *rows_saved, *incoming, unit, plan, h,
                 *(t if t.numel() else None for t in sums), p.rows, row_tiles, chunk, p.classes, first, p.tiles,
                 SKIP_ROWS=SKIP_ROWS, TILE=block, **p.constants(p.config.gradient),
             )  # fmt: skip
@@ -352,8 +366,8 @@ def class_statistics_backward(
                 if plan is not None:
                     lists = _lists(plan[:, first : first + tiles].t())
                 weight_kernel[(chunk // transposed.rows * sub_centers * (p.stride // transposed.columns),)](
-                    p.copy, h, p.weight, w_norm, radial.sum(0) if radial.numel() else None, unit, *lists, dweight,
-                    p.padded // p.group, chunk, p.classes, first_class, **p.eps, **constants,
+                    p.copy, h, p.weight, p.index, w_norm, radial.sum(0) if radial.numel() else None, unit, *lists,
+                    dweight, p.padded // p.group, chunk, p.classes, first_class, **p.eps, **constants,
                     BLOCK_CLASSES=transposed.rows, BLOCK_D=transposed.columns, BLOCK_ROWS=transposed.depth,
                     num_warps=transposed.warps, num_stages=transposed.stages,
                 )  # fmt: skip
@@ -361,9 +375,10 @@ def class_statistics_backward(
                 if plan is not None:
                     lists = _lists(plan[:, first : first + tiles])
                 input_kernel[(programs * splits,)](
-                    h, p.weight, *lists, total, p.padded // product.rows, splits, tiles, chunk, p.classes, first_class,
-                    int(first == chunks[0][0]), **constants, BLOCK_ROWS=product.rows, BLOCK_D=product.columns,
-                    BLOCK_CLASSES=product.depth, num_warps=product.warps, num_stages=product.stages,
+                    h, p.weight, p.index, *lists, total, p.padded // product.rows, splits, tiles, chunk, p.classes,
+                    first_class, int(first == chunks[0][0]), **constants, BLOCK_ROWS=product.rows,
+                    BLOCK_D=product.columns, BLOCK_CLASSES=product.depth, num_warps=product.warps,
+                    num_stages=product.stages,
                 )  # fmt: skip
         if need_x:
             finish_kernel[(p.padded // 4,)](

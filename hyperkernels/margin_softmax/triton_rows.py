@@ -37,9 +37,11 @@ def _lengths(pointers, columns, mask, D: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 
 @triton.jit(do_not_specialize=["rows"])
 def center_kernel(
-    w_ptr,  # [rows, D]
+    w_ptr,  # [rows, D], or more rows with an index
+    index_ptr,  # int64 [rows / SUB_CENTERS] or None
     norm_ptr,  # [rows]
     rows,
+    SUB_CENTERS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -49,8 +51,23 @@ def center_kernel(
     row = tl.arange(0, BLOCK_ROWS)
     there = row < tl.minimum(rows - first, BLOCK_ROWS).to(tl.int32)
     columns = tl.arange(0, BLOCK_D)[None, :]
-    norm, exponent = _lengths(w_ptr + first * D + row[:, None] * D, columns, there[:, None], D, BLOCK_ROWS, BLOCK_D)
+    if index_ptr is None:
+        w_row = w_ptr + first * D + row[:, None] * D
+    else:
+        at = first + row
+        own = tl.load(index_ptr + at // SUB_CENTERS, mask=there, other=0)
+        w_row = w_ptr + (own * SUB_CENTERS + at % SUB_CENTERS)[:, None] * D
+    norm, exponent = _lengths(w_row, columns, there[:, None], D, BLOCK_ROWS, BLOCK_D)
     tl.store(norm_ptr + first + row, norm * _power_of_two(exponent, norm.dtype), mask=there)
+
+
+@triton.jit
+def _class_offsets(index_ptr, classes, SIZE: tl.constexpr):
+    """Where the SIZE numbers of each class begin: side by side, in int32, or where the index says."""
+    offsets = classes * SIZE
+    if index_ptr is not None:
+        offsets = tl.load(index_ptr + classes) * SIZE
+    return offsets
 
 
 @triton.jit
@@ -63,7 +80,8 @@ def _inverse_norms(w_norm_ptr, first_class, classes, mask, center, SUB_CENTERS, 
 @triton.jit(do_not_specialize=["rows", "classes", "ignore_index", "absent_index"])
 def row_kernel(
     x_ptr,  # [rows, D]
-    w_ptr,  # [classes * SUB_CENTERS, D]
+    w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
+    index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
     w_norm_ptr,  # [classes * SUB_CENTERS]
     target_ptr,  # [rows]
     copy_ptr,  # [padded rows, STRIDE]
@@ -116,9 +134,12 @@ def row_kernel(
         tl.store(x_norm_ptr + row, length, mask=row < rows)
         best = tl.full([BLOCK_ROWS], float("-inf"), norm.dtype)
         best_center = tl.zeros([BLOCK_ROWS], tl.int64)
+        own_class = own
+        if index_ptr is not None:
+            own_class = tl.load(index_ptr + own, mask=inside, other=0)
         for center in tl.static_range(SUB_CENTERS):
             dot = tl.zeros([BLOCK_ROWS], norm.dtype)
-            w_row = w_ptr + (own * SUB_CENTERS + center)[:, None] * D
+            w_row = w_ptr + (own_class * SUB_CENTERS + center)[:, None] * D
             for start in range(0, D, BLOCK_D):
                 mask = inside[:, None] & (columns < D - start)
                 dot += tl.sum(

@@ -54,11 +54,12 @@ class Problem:
         self.class_scale = torch.rand(c, dtype=accumulator).add(0.5).requires_grad_() if per_class else None
         self.bias = torch.randn(c, dtype=accumulator).requires_grad_() if per_class else None
         self.transform = negatives(kind, self.scale, **PARAMETERS[kind]).parameters
+        self.classes = None
         self.incoming = [torch.randn(n, dtype=accumulator) for _ in range(4)]
 
     def arguments(self):
         tensors = (self.x, self.weight, self.target, self.scale, self.class_scale, self.bias, self.transform)
-        return (*tensors, *self.options)
+        return (*tensors, self.classes, *self.options)
 
     def leaves(self):
         # The kernels give no gradient to the scale of a sum, which is a constant of those losses; sface has no bias.
@@ -75,7 +76,7 @@ class Problem:
             (torch.where(statistics[i].isfinite(), statistics[i], 0) * d).sum()
             for i, d in zip((0, 1, 2, 5), self.incoming, strict=True)
         )
-        return torch.autograd.grad(loss, leaves or self.leaves())
+        return [g.to_dense() for g in torch.autograd.grad(loss, leaves or self.leaves())]
 
 
 def check(problem, block=32):
