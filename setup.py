@@ -17,6 +17,7 @@ SOURCES = [
     "csrc/bindings.cpp",
     "csrc/simd.cpp",
     "csrc/unit_norm/cpu.cpp",
+    "csrc/optim/cpu.cpp",
     *(f"csrc/margin_softmax/{part}.cpp" for part in ("problem", "gemm_bf16", "products", "forward", "backward")),
     *(f"csrc/pair_mining/{part}.cpp" for part in ("problem", "schedule", "statistics", "statistics_backward")),
     *(f"csrc/pair_mining/{part}.cpp" for part in ("top_k", "lists", "sample", "bins", "bins_backward", "values")),

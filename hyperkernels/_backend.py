@@ -25,6 +25,7 @@ KERNELS = {
     "unit_norm": ("cpp", "triton", "cuda"),
     "margin_softmax": ("cpp", "triton"),
     "pair_mining": ("cpp", "triton"),
+    "optim": ("cpp", "triton"),
 }
 
 _forced: list[str] = []  # the innermost block's last

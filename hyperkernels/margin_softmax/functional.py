@@ -9,6 +9,7 @@ import torch
 
 from .. import _check
 from . import losses
+from .chunked import receiver_of
 from .margins.additive import ArcFace
 from .margins.base import Callback, Margin, as_margin
 from .negatives import Negatives
@@ -82,6 +83,7 @@ def check_head(
     _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
     _check.tensor("weight", weight, _check.FLOAT_DTYPES, dim=2)
     _check.tensor("target", target, (torch.int64,), dim=1)
+    receiver = receiver_of(weight)  # of the parameter itself, not of a copy in another dtype
     autocast = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype)
     if autocast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -147,6 +149,7 @@ def check_head(
         workspace,
         skip_budget,
         skip_report,
+        receiver,
     )
 
 

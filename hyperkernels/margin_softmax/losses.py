@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from .chunked import OfClasses, Receiver
 from .margins.base import Margin, Rows
 from .negatives import COSINE, Negatives
 from .op import Options, RowStatistics, class_statistics
@@ -28,6 +29,8 @@ class Head(NamedTuple):
     workspace: int | None = None
     skip_budget: float = 0.0
     skip_report: torch.Tensor | None = None  # [2]
+    receiver: Receiver | None = None  # takes the weight's gradient
+    shard: Any = None  # which of the classes weight has, for a head over several processes
 
     @property
     def classes(self) -> int:
@@ -52,9 +55,10 @@ class Head(NamedTuple):
         return per_class if per_class is None or self.sampled is None else per_class.index_select(0, self.sampled)
 
     def statistics(self, negatives: Negatives = COSINE) -> RowStatistics:
-        weight, target, sampled = self.weight, self.target, self.sampled
+        weight, target, sampled, receiver = self.weight, self.target, self.sampled, self.receiver
         options = self.options._replace(negatives=negatives.kind)
         if sampled is not None:
+            receiver = None if receiver is None else OfClasses(receiver, sampled, options.sub_centers)
             target = positions(sampled, target, options.ignore_index, options.absent_index)
             options = options._replace(ignore_index=IGNORED, absent_index=ABSENT)
             if weight.dtype != self.x.dtype:  # autocast: the rows that take part are copied to be cast
@@ -73,6 +77,7 @@ class Head(NamedTuple):
             self.workspace,
             self.skip_budget,
             self.skip_report,
+            receiver,
         )
         if self.sampled is None:
             return statistics

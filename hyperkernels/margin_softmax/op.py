@@ -9,13 +9,16 @@ and results do not depend on the machine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .. import _backend
 from . import reference
 from .negatives import Negatives
+
+if TYPE_CHECKING:
+    from .chunked import Receiver
 
 LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
 
@@ -47,6 +50,7 @@ _BACKWARD = (
 )
 
 SMALL = 4 * 2**20  # bytes that nobody misses
+SKIP_ROWS = {"": 1, "_triton": 128}  # of each kernel set: the rows that skip a tile together
 
 
 class RowStatistics(NamedTuple):
@@ -167,7 +171,7 @@ def skip_plan(
     return skip.to(torch.uint8), torch.stack([dropped, fits.double().mean()])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     # The report is written, not read: saved, its new version would spoil a second backward.
     *ctx.constants, ctx.skip_budget, ctx.skip_report = inputs[8:]
     neg_lse, _, x_norm, hardest_cos, hardest_class, _, target_center, *rest = output
@@ -214,25 +218,33 @@ torch.library.register_fake("hyperkernels::class_statistics_dscale", lambda d, *
 torch.library.register_autograd("hyperkernels::class_statistics_dscale", _no_second_derivative, lib=LIBRARY)
 
 
-def _define(suffix: str, skip_rows: int) -> None:
-    """The two operations of one kernel set, which skips tiles for `skip_rows` rows at a time."""
+def backward_arguments(
+    ctx: Any, grads: tuple[torch.Tensor | None, ...], skip_rows: int
+) -> tuple[list[torch.Tensor], list[Any], torch.Tensor, torch.Tensor]:
+    """(incoming gradients, what the backward op reads of the forward, the skip plan, scale_slope)."""
+    *saved, neg_lse, scale_slope, block_lse = ctx.saved_tensors
+    zeros = torch.zeros_like(neg_lse)
+    incoming = [zeros if gradient is None else gradient for gradient in (*grads[:3], grads[5])]
+    skip = neg_lse.new_empty(0, dtype=torch.uint8)
+    # The plan knows the gradient of the log-sum-exp alone; the one of the sum of cosines reaches every class.
+    if ctx.skip_budget > 0 and grads[5] is None:
+        tile = target_tiles(saved[1], saved[2], saved[7], *ctx.constants) if skip_rows > 1 else None
+        skip, report = skip_plan(incoming[0], neg_lse, block_lse, skip_rows, ctx.skip_budget, tile)
+        if ctx.skip_report is not None:
+            ctx.skip_report.copy_(report)
+    elif ctx.skip_report is not None:
+        ctx.skip_report.zero_()
+    return incoming, saved, skip, scale_slope
+
+
+def _define(suffix: str) -> None:
+    """The two operations of one kernel set."""
     name, backward_name = f"class_statistics{suffix}", f"class_statistics_backward{suffix}"
     LIBRARY.define(name + _FORWARD)
     LIBRARY.define(backward_name + _BACKWARD)
 
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
-        *saved, neg_lse, scale_slope, block_lse = ctx.saved_tensors
-        zeros = torch.zeros_like(neg_lse)
-        incoming = [zeros if gradient is None else gradient for gradient in (*grads[:3], grads[5])]
-        skip = neg_lse.new_empty(0, dtype=torch.uint8)
-        # The plan knows the gradient of the log-sum-exp alone; the one of the sum of cosines reaches every class.
-        if ctx.skip_budget > 0 and grads[5] is None:
-            tile = target_tiles(saved[1], saved[2], saved[7], *ctx.constants) if skip_rows > 1 else None
-            skip, report = skip_plan(incoming[0], neg_lse, block_lse, skip_rows, ctx.skip_budget, tile)
-            if ctx.skip_report is not None:
-                ctx.skip_report.copy_(report)
-        elif ctx.skip_report is not None:
-            ctx.skip_report.zero_()
+        incoming, saved, skip, scale_slope = backward_arguments(ctx, grads, SKIP_ROWS[suffix])
         needs = [ctx.needs_input_grad[i] for i in (0, 1, 4, 5)]
         computed = getattr(torch.ops.hyperkernels, backward_name)(*incoming, *saved, skip, *ctx.constants, *needs)
         dx, dweight, dclass_scale, dbias = (
@@ -249,7 +261,7 @@ def _define(suffix: str, skip_rows: int) -> None:
 
     for op, fake in ((name, _fake), (backward_name, _fake_backward)):
         torch.library.register_fake(f"hyperkernels::{op}", fake, lib=LIBRARY)
-    torch.library.register_autograd(f"hyperkernels::{name}", backward, setup_context=_setup_context, lib=LIBRARY)
+    torch.library.register_autograd(f"hyperkernels::{name}", backward, setup_context=setup_context, lib=LIBRARY)
     # Without this torch would take the gradient for a constant and lose the second derivative in silence.
     torch.library.register_autograd(f"hyperkernels::{backward_name}", _no_second_derivative, lib=LIBRARY)
 
@@ -270,8 +282,8 @@ def _register_triton() -> None:
         LIBRARY.impl("class_statistics_backward_triton", launch("class_statistics_backward"), device)
 
 
-_define("", skip_rows=1)
-_define("_triton", skip_rows=128)
+for _suffix in SKIP_ROWS:
+    _define(_suffix)
 _register_triton()
 
 
@@ -288,8 +300,15 @@ def class_statistics(
     workspace: int | None,
     skip_budget: float,
     skip_report: torch.Tensor | None,  # [2] float64
+    receiver: Receiver | None = None,  # takes the weight's gradient in autograd's place
 ) -> RowStatistics:
+    from . import chunked
+
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        receiver = None
     backend = _backend.select("margin_softmax", x.device)
+    if receiver is not None and backend == "reference":
+        weight = chunked.whole(receiver, weight)
     problem = (x, weight, target, scale, class_scale, bias, negatives.parameters, classes, *options)
     if backend == "reference":
         if skip_report is not None:
@@ -299,8 +318,11 @@ def class_statistics(
     _backend.refuse_forward_mode("class_statistics", *leaves)
     for_backward = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
     count = count_classes(weight, classes, options.sub_centers)
-    sizes = (x.shape[0], count, options.sub_centers, x.shape[1], x.dtype, workspace if for_backward else 0)
+    keeps = for_backward and receiver is None
+    sizes = (x.shape[0], count, options.sub_centers, x.shape[1], x.dtype, workspace if keeps else 0)
     block, kept_blocks = plan_triton(*sizes) if backend == "triton" else plan_cpp(*sizes)
-    ops = torch.ops.hyperkernels
-    kernel = ops.class_statistics_triton if backend == "triton" else ops.class_statistics
-    return RowStatistics(*kernel(*problem, block, kept_blocks, skip_budget if for_backward else 0.0, skip_report)[:9])
+    suffix = "_triton" if backend == "triton" else ""
+    arguments = (*problem, block, kept_blocks, skip_budget if for_backward else 0.0, skip_report)
+    if receiver is not None:
+        return RowStatistics(*chunked.class_statistics(receiver, suffix, *arguments)[:9])
+    return RowStatistics(*getattr(torch.ops.hyperkernels, f"class_statistics{suffix}")(*arguments)[:9])

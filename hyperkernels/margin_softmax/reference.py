@@ -41,10 +41,12 @@ class TakeRows(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
         weight, ctx.rows = inputs
         ctx.shape = weight.shape
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        return sparse_rows(gradient, ctx.rows, ctx.shape), None
+    def backward(ctx: Any, gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:  # type: ignore[override]
+        # No gradient where the rows are updated in the backward: a sparse one of zeros would move them again.
+        return None if gradient is None else sparse_rows(gradient, ctx.rows, ctx.shape), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: torch.Tensor, _: None) -> torch.Tensor:  # type: ignore[override]

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import _check
+from . import op
+from .optimizer import RowOptimizer, Update
+
+
+class AdamW(RowOptimizer):
+    """AdamW (Loshchilov and Hutter, 2019) with moments and a step count of each row's own.
+
+    With a dense gradient it is ``torch.optim.AdamW``. With a sparse one (COO, sparse in the first dimension; coalesced
+    or not) only the rows that the gradient holds move: the others neither decay nor drift, and the bias of a row's
+    moments is corrected by the updates that this row has had.
+
+    Args:
+        params: parameters, named parameters or parameter groups; float64, float32, bfloat16 or float16.
+        lr: learning rate, a number or a tensor of one element, which is never waited for on a GPU.
+        betas: decay of the two moments, each in [0, 1).
+        eps: added to the root of the second moment, at least 0.
+        weight_decay: decoupled decay, at least 0, of the rows that move.
+        amsgrad: must be False.
+        maximize: ascend instead.
+
+    State of a parameter: ``step`` [rows] int32, the updates of each row; ``exp_avg`` and ``exp_avg_sq``, of the
+    parameter's shape, in float32 (float64 for float64 parameters).
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**options, "amsgrad": amsgrad, "maximize": maximize})
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers; got {betas!r}")
+        for i, beta in enumerate(betas):
+            if _check.number(f"betas[{i}]", beta, minimum=0.0) >= 1:
+                raise ValueError(f"betas[{i}] must be below 1; got {beta}")
+        _check.number("eps", group["eps"], minimum=0.0)
+        if group["amsgrad"]:
+            raise ValueError("amsgrad must be False: its maximum is not kept by rows")
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq")
+
+    def _apply(self, update: Update, group: dict[str, Any]) -> None:
+        op.adamw_rows_(
+            update.weight,
+            update.state["exp_avg"],
+            update.state["exp_avg_sq"],
+            update.state["step"],
+            update.gradient,
+            update.rows,
+            update.lr_tensor,
+            *update.scaling,
+            update.lr,
+            *map(float, group["betas"]),
+            float(group["eps"]),
+            float(group["weight_decay"]),
+            bool(group["maximize"]),
+        )

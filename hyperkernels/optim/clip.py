@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: torch.Tensor | Iterable[torch.Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    """``torch.nn.utils.clip_grad_norm_`` that takes sparse gradients as well, which torch's refuses.
+
+    Args:
+        parameters: one or several; those without a gradient take no part. A sparse gradient that is not coalesced is
+            replaced by the same, coalesced.
+        max_norm: the largest norm that all gradients may have together.
+        norm_type: p of the norm; ``inf`` for the largest magnitude.
+        error_if_nonfinite: raise RuntimeError where the norm is NaN or infinite.
+        foreach: as torch's.
+
+    Returns:
+        The norm that all gradients had together, a scalar.
+    """
+    parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.layout == torch.sparse_coo:
+            parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad.values())
+        else:
+            gradients.append(parameter.grad)
+    total = torch.nn.utils.get_total_norm(gradients, norm_type, error_if_nonfinite, foreach)
+    factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.to(gradient.device))
+    return total

@@ -1,0 +1,177 @@
+"""What the optimisers share: the rows of a gradient, the state of each row, loss scaling and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _check
+
+
+class Scaling(NamedTuple):
+    """What a gradient scaler says: one number each on the device of the weight, or None."""
+
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
+
+
+class Update(NamedTuple):
+    """The arguments of an op that both optimisers have."""
+
+    weight: torch.Tensor
+    state: dict[str, torch.Tensor]
+    gradient: torch.Tensor
+    rows: torch.Tensor | None
+    lr_tensor: torch.Tensor | None
+    scaling: Scaling
+    lr: float
+
+
+def _matrix(tensor: torch.Tensor) -> torch.Tensor:
+    """[rows, whatever one row holds], contiguous: a view wherever the tensor is contiguous."""
+    rows = tensor.shape[0] if tensor.dim() else 1
+    return tensor.detach().contiguous().view(rows, tensor.numel() // max(rows, 1))
+
+
+def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class RowOptimizer(torch.optim.Optimizer):
+    """An optimiser whose parameters keep their state row by row (a row is an index of the first dimension).
+
+    A sparse COO gradient, sparse in its first dimension, updates the rows that it holds and nothing else; a dense one
+    updates all. ``state[p]["step"]`` [rows] counts the updates of every row.
+    """
+
+    # GradScaler then leaves grad_scale and found_inf here instead of waiting for the device.
+    _step_supports_amp_scaling = True
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """Raise where an option of a group cannot be."""
+        raise NotImplementedError
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The tensors of state, of the parameter's shape, that a parameter of the group has."""
+        raise NotImplementedError
+
+    def _apply(self, update: Update, group: dict[str, Any]) -> None:
+        """Write weight and state in place."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        group = {**self.defaults, **param_group}
+        lr = group["lr"]
+        if not isinstance(lr, torch.Tensor):
+            _check.number("lr", lr, minimum=0.0)
+        elif lr.numel() != 1:
+            raise ValueError(f"lr must be a number or a tensor of one element; got shape {tuple(lr.shape)}")
+        _check.number("weight_decay", group["weight_decay"], minimum=0.0)
+        self._check_options(group)
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            _check.tensor("params", parameter, _check.FLOAT_DTYPES)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            ValueError: a sparse gradient of a layout other than COO, or sparse in more than the first dimension.
+            IndexError: a row out of range, on the CPU; elsewhere such a row is left out.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scaling = Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                if gradient.layout == torch.strided:
+                    self._update(parameter, group, gradient, None, scaling)
+                    continue
+                if gradient.layout != torch.sparse_coo or gradient.sparse_dim() != 1:
+                    raise ValueError(
+                        "a sparse gradient must be COO, sparse in its first dimension alone; got "
+                        f"{gradient.layout} of shape {tuple(gradient.shape)}"
+                    )
+                gradient = gradient.coalesce()
+                self._update(parameter, group, gradient.values(), gradient.indices()[0], scaling)
+        return loss
+
+    def _update(
+        self,
+        parameter: torch.Tensor,
+        group: dict[str, Any],
+        gradient: torch.Tensor,  # one row for each of `rows`
+        rows: torch.Tensor | slice | None,  # distinct indices, a range, or all
+        scaling: Scaling,
+    ) -> None:
+        whole = {"weight": parameter, **self._state_of(parameter, group)}
+        matrices = {name: _matrix(tensor) if name != "step" else tensor for name, tensor in whole.items()}
+        state = (
+            {name: tensor[rows] for name, tensor in matrices.items()} if isinstance(rows, slice) else matrices.copy()
+        )
+        weight, device, lr = state.pop("weight"), parameter.device, group["lr"]
+        # A learning rate on another device than the CPU is not waited for.
+        waits = isinstance(lr, torch.Tensor) and "cpu" not in (lr.device.type, device.type)
+        self._apply(
+            Update(
+                weight,
+                state,
+                gradient.reshape(-1, weight.shape[1]) if weight.shape[1] else gradient.reshape(len(gradient), 0),
+                None if isinstance(rows, slice) else rows,
+                lr.detach().to(device, torch.float64) if waits else None,
+                Scaling(*(None if t is None else t.to(device, non_blocking=True) for t in scaling)),
+                0.0 if waits else float(lr),
+            ),
+            group,
+        )
+        for name, tensor in whole.items():
+            if name != "step" and not tensor.is_contiguous():
+                tensor.copy_(matrices[name].view(tensor.shape))
+
+    def _state_of(self, parameter: torch.Tensor, group: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The state that an update of the parameter takes, zero where it is new."""
+        state = self.state[parameter]
+        if "step" not in state:
+            rows = parameter.shape[0] if parameter.dim() else 1
+            state["step"] = torch.zeros(rows, dtype=torch.int32, device=parameter.device)
+        names = self._state_names(group)
+        for name in names:
+            if state.get(name) is None:
+                state[name] = torch.zeros_like(
+                    parameter, dtype=_accumulate_dtype(parameter.dtype), memory_format=torch.contiguous_format
+                )
+        return {name: state[name] for name in ("step", *names)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, except that state keeps its dtype where torch would round it to the parameter's. A state of the
+        optimiser of the same name in ``torch.optim`` is taken as well: every row has made its steps."""
+        super().load_state_dict(state_dict)
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for i, parameter in zip(saved_ids, parameters, strict=True):
+            saved = state_dict["state"].get(i)
+            if saved is None:
+                continue
+            state = self.state[parameter]
+            for name, value in saved.items():
+                if isinstance(value, torch.Tensor) and name != "step":
+                    dtype = _accumulate_dtype(parameter.dtype) if value.is_floating_point() else value.dtype
+                    state[name] = value.to(parameter.device, dtype)
+            rows = parameter.shape[0] if parameter.dim() else 1
+            begun = any(isinstance(value, torch.Tensor) for value in saved.values())
+            step = torch.as_tensor(saved.get("step", int(begun)), device=parameter.device)
+            state["step"] = step.to(torch.int32).expand(rows).contiguous()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import _check
+from . import op
+from .optimizer import RowOptimizer, Update
+
+
+class SGD(RowOptimizer):
+    """Stochastic gradient descent with a momentum of each row's own.
+
+    With a dense gradient it is ``torch.optim.SGD``. With a sparse one (COO, sparse in the first dimension; coalesced or
+    not) only the rows that the gradient holds move: the others neither decay nor drift with their momentum, which
+    waits for their next gradient. So the original Partial FC treated the classes that a step did not sample.
+
+    Args:
+        params: parameters, named parameters or parameter groups; float64, float32, bfloat16 or float16.
+        lr: learning rate, a number or a tensor of one element, which is never waited for on a GPU.
+        momentum: factor of the row's momentum, at least 0.
+        dampening: 1 - dampening is the factor of the gradient in the momentum, from a row's second update on.
+        weight_decay: L2 penalty, at least 0, of the rows that move.
+        nesterov: look ahead by one momentum; needs a momentum and no dampening.
+        maximize: ascend instead.
+
+    State of a parameter: ``step`` [rows] int32, the updates of each row; with momentum ``momentum_buffer``, of the
+    parameter's shape, in float32 (float64 for float64 parameters).
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**options, "nesterov": nesterov, "maximize": maximize})
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        _check.number("momentum", group["momentum"], minimum=0.0)
+        _check.number("dampening", group["dampening"])
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(
+                "nesterov needs a momentum above 0 and a dampening of 0; got momentum "
+                f"{group['momentum']}, dampening {group['dampening']}"
+            )
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
+    def _apply(self, update: Update, group: dict[str, Any]) -> None:
+        op.sgd_rows_(
+            update.weight,
+            update.state.get("momentum_buffer"),
+            update.state["step"],
+            update.gradient,
+            update.rows,
+            update.lr_tensor,
+            *update.scaling,
+            update.lr,
+            float(group["momentum"]),
+            float(group["dampening"]),
+            float(group["weight_decay"]),
+            bool(group["nesterov"]),
+            bool(group["maximize"]),
+        )
