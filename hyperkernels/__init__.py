@@ -1,6 +1,6 @@
 """Fused kernels for training on the unit hypersphere."""
 
-from . import nn
+from . import distributed, nn, optim
 from ._backend import backend
 from ._version import __version__
 from .margin_softmax import margins, sub_centers
@@ -16,11 +16,13 @@ __all__ = [
     "__version__",
     "backend",
     "class_statistics",
+    "distributed",
     "losses",
     "margin_softmax_loss",
     "margins",
     "mining",
     "nn",
+    "optim",
     "pair_statistics",
     "sface_loss",
     "sphereface2_loss",

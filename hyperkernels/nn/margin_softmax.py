@@ -10,7 +10,79 @@ from ..margin_softmax.margins import ArcFace, Margin
 from ..margin_softmax.margins.base import Callback
 
 
-class MarginSoftmax(torch.nn.Module):
+class MarginHead(torch.nn.Module):
+    """What a head with a margin is apart from its centres: the options, checked, and the report of skipped tiles."""
+
+    _skip_report: torch.Tensor | None
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        margin: Margin | Callback,
+        scale: float,
+        sub_centers: int,
+        *,
+        normalize_x: bool = True,
+        normalize_weight: bool = True,
+        ignore_index: int,
+        label_smoothing: float,
+        smoothing_over: str,
+        skip_budget: float,
+        workspace: int | None,
+        eps: float,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        if not callable(margin) or isinstance(margin, type):
+            raise TypeError(f"margin must be callable as margin(target_cos, x_norm); got {margin!r}")
+        if isinstance(margin, Margin):
+            margin.check(num_classes, normalize_x, normalize_weight)
+        self.embedding_size = _check.integer("embedding_size", embedding_size, minimum=1)
+        self.num_classes = _check.integer("num_classes", num_classes, minimum=1)
+        self.sub_centers = _check.integer("sub_centers", sub_centers, minimum=1)
+        self.margin = margin
+        self.scale = _check.number("scale", scale, above=0.0, maximum=LARGEST_SCALE)
+        self.normalize_x = normalize_x
+        self.normalize_weight = normalize_weight
+        self.ignore_index = _check.integer("ignore_index", ignore_index)
+        self.label_smoothing = _check.number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
+        self.smoothing_over = _check.choice("smoothing_over", smoothing_over, SMOOTHING)
+        self.skip_budget = _check.number("skip_budget", skip_budget, minimum=0.0, maximum=1.0)
+        self.workspace = None if workspace is None else _check.integer("workspace", workspace, minimum=0)
+        self.eps = _check.number("eps", eps, above=0.0)
+        report = torch.zeros(2, dtype=torch.float64, device=device) if self.skip_budget else None
+        self.register_buffer("_skip_report", report, persistent=False)
+
+    @property
+    def dropped_mass(self) -> torch.Tensor:
+        """The share of the gradient that the last backward left out, at most ``skip_budget``: a scalar, float64."""
+        return self._report()[0]
+
+    @property
+    def skipped_tiles(self) -> torch.Tensor:
+        """The share of tiles of classes that the last backward left out: a scalar, float64."""
+        return self._report()[1]
+
+    def _report(self) -> torch.Tensor:
+        return torch.zeros(2, dtype=torch.float64) if self._skip_report is None else self._skip_report
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        # `.half()` converts every floating buffer; the report stays what the op writes.
+        if self._skip_report is not None:
+            self._skip_report = self._skip_report.double()
+        return self
+
+    def extra_repr(self) -> str:
+        sizes = f"embedding_size={self.embedding_size}, num_classes={self.num_classes}"
+        centers = f", sub_centers={self.sub_centers}" if self.sub_centers > 1 else ""
+        # A module among the margins is printed below, as a child.
+        margin = "" if isinstance(self.margin, torch.nn.Module) else f", margin={self.margin}"
+        return f"{sizes}{centers}{margin}, scale={self.scale}"
+
+
+class MarginSoftmax(MarginHead):
     """A classification head on the hypersphere: class centres, a margin and the softmax loss.
 
     Args:
@@ -43,8 +115,6 @@ class MarginSoftmax(torch.nn.Module):
     al., ECCV 2020.
     """
 
-    _skip_report: torch.Tensor | None
-
     def __init__(
         self,
         embedding_size: int,
@@ -68,27 +138,25 @@ class MarginSoftmax(torch.nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        if not callable(margin) or isinstance(margin, type):
-            raise TypeError(f"margin must be callable as margin(target_cos, x_norm); got {margin!r}")
-        if isinstance(margin, Margin):
-            margin.check(num_classes, normalize_x, normalize_weight)
-            if learn_scale and margin.own_scale is not None:
-                raise ValueError(f"learn_scale must be False with margin {margin}, which sets the scale itself")
-        self.embedding_size = _check.integer("embedding_size", embedding_size, minimum=1)
-        self.num_classes = _check.integer("num_classes", num_classes, minimum=1)
-        self.sub_centers = _check.integer("sub_centers", sub_centers, minimum=1)
-        self.margin = margin
-        self.scale = _check.number("scale", scale, above=0.0, maximum=LARGEST_SCALE)
-        self.normalize_x = normalize_x
-        self.normalize_weight = normalize_weight
+        super().__init__(
+            embedding_size,
+            num_classes,
+            margin,
+            scale,
+            sub_centers,
+            normalize_x=normalize_x,
+            normalize_weight=normalize_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            smoothing_over=smoothing_over,
+            skip_budget=skip_budget,
+            workspace=workspace,
+            eps=eps,
+            device=device,
+        )
+        if learn_scale and isinstance(margin, Margin) and margin.own_scale is not None:
+            raise ValueError(f"learn_scale must be False with margin {margin}, which sets the scale itself")
         self.reduction = _check.choice("reduction", reduction, REDUCTIONS)
-        self.ignore_index = _check.integer("ignore_index", ignore_index)
-        self.label_smoothing = _check.number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
-        self.smoothing_over = _check.choice("smoothing_over", smoothing_over, SMOOTHING)
-        self.skip_budget = _check.number("skip_budget", skip_budget, minimum=0.0, maximum=1.0)
-        self.workspace = None if workspace is None else _check.integer("workspace", workspace, minimum=0)
-        self.eps = _check.number("eps", eps, above=0.0)
 
         def parameter(*shape: int) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -97,8 +165,6 @@ class MarginSoftmax(torch.nn.Module):
         self.log_scale = parameter() if learn_scale else None
         self.class_scale = parameter(num_classes) if class_scale else None
         self.bias = parameter(num_classes) if bias else None
-        report = torch.zeros(2, dtype=torch.float64, device=device) if self.skip_budget else None
-        self.register_buffer("_skip_report", report, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -115,26 +181,6 @@ class MarginSoftmax(torch.nn.Module):
     def _learned_scale(log_scale: torch.Tensor) -> torch.Tensor:
         # In half precision 64 would come back as 63.75.
         return (log_scale if log_scale.dtype == torch.float64 else log_scale.float()).exp()
-
-    @property
-    def dropped_mass(self) -> torch.Tensor:
-        """The share of the gradient that the last backward left out, at most ``skip_budget``: a scalar, float64."""
-        return self._report()[0]
-
-    @property
-    def skipped_tiles(self) -> torch.Tensor:
-        """The share of tiles of classes that the last backward left out: a scalar, float64."""
-        return self._report()[1]
-
-    def _report(self) -> torch.Tensor:
-        return torch.zeros(2, dtype=torch.float64) if self._skip_report is None else self._skip_report
-
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        super()._apply(fn, recurse)
-        # `.half()` converts every floating buffer; the report stays what the op writes.
-        if self._skip_report is not None:
-            self._skip_report = self._skip_report.double()
-        return self
 
     def forward(self, x: torch.Tensor, target: torch.Tensor, return_statistics: bool = False) -> Any:
         return margin_softmax_loss(
@@ -158,10 +204,3 @@ class MarginSoftmax(torch.nn.Module):
             eps=self.eps,
             return_statistics=return_statistics,
         )
-
-    def extra_repr(self) -> str:
-        sizes = f"embedding_size={self.embedding_size}, num_classes={self.num_classes}"
-        centers = f", sub_centers={self.sub_centers}" if self.sub_centers > 1 else ""
-        # A module among the margins is printed below, as a child.
-        margin = "" if isinstance(self.margin, torch.nn.Module) else f", margin={self.margin}"
-        return f"{sizes}{centers}{margin}, scale={self.scale}"

@@ -1,0 +1,302 @@
+"""Checkpoints of models whose classes are sharded: written on some number of ranks, read on any other.
+
+They are checkpoints of torch.distributed.checkpoint, in which the tensors that have a row for every centre, the weight
+and the optimiser's state alike, are DTensors: every rank writes its own rows, with their place among all, and reads
+whichever it is to have. The shards here are not those that DTensor would choose (its first ranks have more than ours
+where the classes do not come out even), so each states its place itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import _check
+from .collectives import Ranks
+from .shards import Shards
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from ..nn.partial_fc import PartialFC
+
+    Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
+
+
+def as_dtensor(local: torch.Tensor, shards: Shards, ranks: Ranks, sub_centers: int) -> torch.Tensor:
+    """This rank's rows [num_local * sub_centers, ...] as part of those of all ranks; the same memory."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor._shards_wrapper import LocalShardsWrapper
+
+    size = torch.Size((shards.num_classes * sub_centers, *local.shape[1:]))
+    place = (shards.start(ranks.rank) * sub_centers, *(0 for _ in local.shape[1:]))
+    wrapper = LocalShardsWrapper([local], [place]) if len(local) else LocalShardsWrapper([], [])
+    assert ranks.group is not None
+    mesh = DeviceMesh.from_group(ranks.group, local.device.type)
+    strides = torch.empty(size, device="meta").stride()
+    return DTensor.from_local(wrapper, mesh, [Shard(0)], run_check=False, shape=size, stride=strides)
+
+
+def local_rows(value: Any, shards: Shards, ranks: Ranks, sub_centers: int) -> torch.Tensor:
+    """This rank's rows of what ``as_dtensor`` gave or of a tensor of all rows; a tensor of its own rows as it is."""
+    first, size = shards.start(ranks.rank) * sub_centers, shards.size(ranks.rank) * sub_centers
+    if hasattr(value, "to_local"):
+        shard = value.to_local()
+        if not hasattr(shard, "local_shards"):
+            return value.full_tensor()[first : first + size]
+        here = shard.local_shards()
+        return here[0] if here else torch.empty(0, *value.shape[1:], dtype=value.dtype, device=value.device)
+    return value[first : first + size] if len(value) == shards.num_classes * sub_centers else value
+
+
+def _names(module: torch.nn.Module) -> Iterator[tuple[str, str]]:
+    """The prefixes of the names that wrappers give, and what the module itself would call them."""
+    for name, child in module.named_modules():
+        if isinstance(child, torch.nn.parallel.DistributedDataParallel):
+            yield f"{name}.module.".lstrip("."), f"{name}.".lstrip(".")
+
+
+class _Model:
+    """A module's own names of what it holds, whatever it is wrapped in."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        from ..nn.partial_fc import PartialFC
+
+        self.module = module
+        self.wrappers = sorted(_names(module), key=lambda pair: -len(pair[0]))
+        self.heads: dict[torch.Tensor, PartialFC] = {
+            head.weight: head for head in module.modules() if isinstance(head, PartialFC)
+        }
+        self.names: dict[torch.Tensor, str] = {
+            parameter: self.own(name) for name, parameter in module.named_parameters()
+        }
+        self.rowless: dict[str, dict[str, torch.Tensor]] = {}
+
+    def own(self, name: str) -> str:
+        for wrapped, plain in self.wrappers:
+            if name.startswith(wrapped):
+                name = plain + name[len(wrapped) :]
+        return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {self.own(name): value for name, value in self.module.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict({name: state[self.own(name)] for name in self.module.state_dict()})
+
+    def parameters_of(self, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        """In the order that the optimiser's own state_dict numbers them in."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if any(parameter not in self.names for parameter in parameters):
+            raise ValueError("optimizer must hold parameters of module alone")
+        return parameters
+
+    def optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        parameters, found = self.parameters_of(optimizer), optimizer.state_dict()
+        state = {}
+        for number, values in found["state"].items():
+            parameter = parameters[number]
+            state[self.names[parameter]] = {
+                name: self._whole(parameter, value)
+                for name, value in values.items()
+                if not self._is_rowless(parameter, value)
+            }
+        groups = [
+            {**group, "params": [self.names[parameters[number]] for number in group["params"]]}
+            for group in found["param_groups"]
+        ]
+        return {"state": state, "param_groups": groups}
+
+    def load_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, found: dict[str, Any]) -> None:
+        parameters = self.parameters_of(optimizer)
+        numbers = {self.names[parameter]: number for number, parameter in enumerate(parameters)}
+        state = {}
+        for name, values in found["state"].items():
+            head = self.heads.get(parameters[numbers[name]])
+            state[numbers[name]] = {
+                key: value if head is None or not isinstance(value, torch.Tensor) else _rows_here(head, value)
+                for key, value in {**self.rowless.get(name, {}), **values}.items()
+            }
+        groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in found["param_groups"]]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _is_rowless(self, parameter: torch.Tensor, value: Any) -> bool:
+        """A state of no rows is no part of the checkpoint: it has no place among the others'."""
+        return parameter in self.heads and isinstance(value, torch.Tensor) and value.dim() > 0 and not len(value)
+
+    def _whole(self, parameter: torch.Tensor, value: Any) -> Any:
+        head = self.heads.get(parameter)
+        if head is None or head.world_size == 1 or not isinstance(value, torch.Tensor):
+            return value
+        if not value.dim() or len(value) != len(parameter):
+            return value
+        return as_dtensor(value, head.shards, head.ranks, head.sub_centers)
+
+    def optimizer_template(self, optimizer: torch.optim.Optimizer, number: str, metadata: Any) -> dict[str, Any]:
+        """Room for the state that a checkpoint holds, which a fresh optimiser does not have yet."""
+        state: dict[str, dict[str, Any]] = {}
+        parameters = {self.names[parameter]: parameter for parameter in self.parameters_of(optimizer)}
+        for key, path in metadata.planner_data.items():
+            if tuple(path[:3]) != ("optimizer", number, "state") or len(path) != 5 or path[3] not in parameters:
+                continue
+            name, entry = path[3:]
+            room = self._room(parameters[name], metadata.state_dict_metadata[key])
+            values = state.setdefault(name, {})
+            if self._is_rowless(parameters[name], room):
+                self.rowless.setdefault(name, {})[entry] = room
+            else:
+                values[entry] = self._whole(parameters[name], room)
+        return {"state": state, "param_groups": self.optimizer_state_dict(optimizer)["param_groups"]}
+
+    def _room(self, parameter: torch.Tensor, stored: Any) -> Any:
+        if not hasattr(stored, "properties"):
+            return None  # no tensor: it is put in place whole
+        size, dtype, head = stored.size, stored.properties.dtype, self.heads.get(parameter)
+        if head is not None and size and size[0] == head.num_classes * head.sub_centers:
+            return parameter.new_empty(len(parameter), *size[1:], dtype=dtype)
+        if size == parameter.shape:
+            return torch.empty_like(parameter, dtype=dtype)  # a DTensor for a DTensor
+        return torch.empty(size, dtype=dtype, device=parameter.device if size else None)
+
+
+def _rows_here(head: PartialFC, value: torch.Tensor) -> torch.Tensor:
+    if not value.dim() or len(value) != head.num_classes * head.sub_centers:
+        return value
+    return local_rows(value, head.shards, head.ranks, head.sub_centers)
+
+
+@contextlib.contextmanager
+def _dcp() -> Iterator[Any]:
+    import torch.distributed.checkpoint  # not with the package: it takes a while
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")  # one process will do
+        yield torch.distributed.checkpoint
+
+
+def _numbered(optimizer: Optimizers) -> dict[str, torch.optim.Optimizer]:
+    if optimizer is None:
+        return {}
+    several = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    return {str(number): one for number, one in enumerate(several)}
+
+
+def state_dict(module: torch.nn.Module, optimizer: Optimizers = None) -> dict[str, Any]:
+    """What ``save`` writes, for torch.distributed.checkpoint: ``{"model": ..., "optimizer": {"0": ...}}``, by the
+    parameters' names. Tensors are not copied."""
+    model = _Model(module)
+    states = {number: model.optimizer_state_dict(one) for number, one in _numbered(optimizer).items()}
+    return {"model": model.state_dict(), "optimizer": states}
+
+
+def save(
+    path: str | os.PathLike[str],
+    module: torch.nn.Module,
+    optimizer: Optimizers = None,
+    extra: dict[str, Any] | None = None,
+    process_group: ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint into the folder ``path``; all ranks call it, each writes what it holds.
+
+    Args:
+        path: a folder of its own for this checkpoint, which until it is complete is not taken for one (see
+            ``latest``).
+        module: the model: ``hk.nn.PartialFC`` and whatever else it holds, which may be wrapped in
+            DistributedDataParallel or sharded by ``fully_shard``.
+        optimizer: of parameters of ``module``, several in a list, or None.
+        extra: what else is to come back from ``load``, the same on all ranks: tensors, numbers, strings, and lists and
+            dicts of them.
+        process_group: the ranks that hold the model, if these are not all.
+
+    Raises:
+        FileExistsError: there is a complete checkpoint already, which a killed run would leave half overwritten.
+    """
+    if Path(path, ".metadata").exists():
+        raise FileExistsError(f"{os.fspath(path)} holds a checkpoint already")
+    state = state_dict(module, optimizer)
+    if extra is not None:
+        buffer = io.BytesIO()
+        torch.save(extra, buffer)
+        state["extra"] = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+    with _dcp() as dcp:
+        dcp.save(state, checkpoint_id=os.fspath(path), process_group=process_group)
+
+
+def load(
+    path: str | os.PathLike[str],
+    module: torch.nn.Module,
+    optimizer: Optimizers = None,
+    process_group: ProcessGroup | None = None,
+) -> dict[str, Any] | None:
+    """Read a checkpoint of ``save`` into the module and the optimiser, on any number of ranks; return its ``extra``.
+
+    Every rank reads the rows that it holds and no more. All ranks call it.
+    """
+    model = _Model(module)
+    with _dcp() as dcp:
+        reader = dcp.FileSystemReader(os.fspath(path))
+    metadata = reader.read_metadata()
+    state: dict[str, Any] = {"model": model.state_dict()}
+    stored: Any = metadata.state_dict_metadata.get("extra")
+    if stored is not None:
+        state["extra"] = torch.empty(stored.size, dtype=torch.uint8)
+    optimizers = _numbered(optimizer)
+    state["optimizer"] = {number: model.optimizer_template(one, number, metadata) for number, one in optimizers.items()}
+    with _dcp() as dcp:
+        dcp.load(state, storage_reader=reader, process_group=process_group)
+    model.load_state_dict(state["model"])
+    for number, one in optimizers.items():
+        model.load_optimizer_state_dict(one, state["optimizer"][number])
+    if stored is None:
+        return None
+    return torch.load(io.BytesIO(state["extra"].numpy().tobytes()), weights_only=True)
+
+
+def latest(folder: str | os.PathLike[str]) -> Path | None:
+    """The complete checkpoint in ``folder`` that was written last, None where there is none: a run that was killed
+    while it saved goes on from the one before."""
+    # torch.distributed.checkpoint puts its metadata in place when everything else is there.
+    complete = [path for path in Path(folder).glob("*/.metadata") if path.is_file()]
+    return max(complete, key=lambda path: path.stat().st_mtime_ns).parent if complete else None
+
+
+@torch.no_grad()
+def load_insightface(head: PartialFC, paths: Sequence[str | os.PathLike[str]]) -> None:
+    """Take the class centres from the files that insightface's arcface_torch wrote, one a rank.
+
+    Args:
+        head: a ``hk.nn.PartialFC`` of as many classes as the files have together, on any number of ranks; every rank
+            reads the rows that it holds.
+        paths: the files in the order of their ranks, however many: ``{"weight": [num_local, D]}``, or a
+            ``checkpoint_gpu_{rank}.pt``, which has it in ``state_dict_softmax_fc``.
+
+    Raises:
+        ValueError: the files do not have the classes or the embedding size of the head.
+    """
+    weights = []
+    for path in paths:
+        # Only what is read of a mapped file comes into memory.
+        found = torch.load(os.fspath(path), map_location="cpu", mmap=True, weights_only=True)
+        weight = found.get("state_dict_softmax_fc", found).get("weight")
+        _check.tensor(f"weight of {path}", weight, dim=2)
+        if weight.shape[1] != head.embedding_size:
+            raise ValueError(f"{path} must have embeddings of {head.embedding_size}; got shape {tuple(weight.shape)}")
+        weights.append(weight)
+    rows, total = head.num_classes * head.sub_centers, sum(len(weight) for weight in weights)
+    if total != rows:
+        raise ValueError(f"paths must have {rows} rows in all, as the head; got {total} in {len(weights)} files")
+    first, start = head.class_start * head.sub_centers, 0
+    end = first + len(head.weight)
+    for weight in weights:
+        low, high = max(first, start), min(end, start + len(weight))
+        if low < high:
+            head.weight[low - first : high - first].copy_(weight[low - start : high - start])
+        start += len(weight)

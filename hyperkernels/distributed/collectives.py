@@ -1,0 +1,158 @@
+"""The few collectives that a head over several ranks needs, for any backend of torch.distributed.
+
+All sums are taken here, in the order of the ranks and in float32 or wider, so that every rank gets the same bits
+whatever the backend: only copies travel, but for one all_reduce whose terms are all zero but one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+from ..margin_softmax.op import accumulate_dtype
+
+# torch 2.13 has given it another name.
+_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+
+
+@contextlib.contextmanager
+def _blame(what: str, rank: int, size: int) -> Iterator[None]:
+    """A collective fails where it is noticed, not where the fault is: say so."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{what} of the {size} ranks that share the classes failed on rank {rank}: another rank has died, raised "
+            "an error or fallen out of step, and its own output says why. This process group cannot be used any more: "
+            f"start again from the last checkpoint. ({error})"
+        ) from error
+
+
+class Ranks:
+    """The processes that share the classes: a process group, or this process alone."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        if group is None and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD
+        self.group = group
+        self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        if self.rank < 0:
+            raise ValueError("process_group must contain this process")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+        return self  # a copy of a module works with the same processes
+
+    def all_gather(self, value: torch.Tensor) -> torch.Tensor:
+        """The values of all ranks, of one shape, stacked in their order."""
+        if self.size == 1:
+            return value[None]
+        gathered = value.new_empty(self.size, *value.shape)
+        if value.numel():
+            with _blame("all_gather", self.rank, self.size):
+                getattr(dist, _ALL_GATHER)(gathered.flatten(0, 1), value.contiguous(), group=self.group)
+        return gathered
+
+    def all_reduce(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        if self.size > 1 and value.numel():
+            with _blame("all_reduce", self.rank, self.size):
+                dist.all_reduce(value, group=self.group)
+        return value
+
+    def sum_to_owners(self, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """The sum over ranks of the rows that are this rank's own: value is [sum(rows), D], the result
+        [rows[rank], D], in float32 or wider."""
+        mine = rows[self.rank]
+        dtype = accumulate_dtype(value.dtype)
+        if self.size == 1 or not value.numel():
+            return value[:mine].to(dtype)
+        received = value.new_empty(self.size * mine, value.shape[1])
+        with _blame("all_to_all", self.rank, self.size):
+            dist.all_to_all_single(received, value.contiguous(), [mine] * self.size, rows, group=self.group)
+        return received.view(self.size, mine, value.shape[1]).sum(0, dtype=dtype)
+
+    def exchange(self, *numbers: int, device: torch.device) -> list[list[int]]:
+        """What each rank has, on the host: a synchronisation with the device where the group knows no CPU tensors."""
+        if self.size == 1:
+            return [list(numbers)]
+        where = torch.device("cpu") if "cpu:" in dist.get_backend_config(self.group) else device
+        return self.all_gather(torch.tensor(numbers, device=where)).tolist()
+
+
+class _Gather(torch.autograd.Function):
+    """The rows of all ranks; backward, the sum of the ranks' gradients of the rows of this one, times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, ranks: Ranks, rows: list[int], factor: float) -> torch.Tensor:
+        ctx.ranks, ctx.rows, ctx.factor = ranks, rows, factor
+        return _gather_rows(x, ranks, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        total = ctx.ranks.sum_to_owners(gradient, ctx.rows)
+        return (total * ctx.factor).to(gradient.dtype), None, None, None
+
+
+def _gather_rows(value: torch.Tensor, ranks: Ranks, rows: list[int]) -> torch.Tensor:
+    most = max(rows)
+    if len(value) < most:  # collectives want one shape
+        value = torch.cat([value, value.new_zeros(most - len(value), *value.shape[1:])])
+    gathered = ranks.all_gather(value)
+    if all(count == most for count in rows):
+        return gathered.flatten(0, 1)
+    return torch.cat([gathered[rank, :count] for rank, count in enumerate(rows)])
+
+
+def gather_batch(
+    x: torch.Tensor,  # [n, D]
+    target: torch.Tensor,  # [n]
+    ranks: Ranks,
+    batch_size: int | None,
+    ignore_index: int,
+    factor: float,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The batch of all ranks, and the number of its first row that is this rank's own.
+
+    With ``batch_size`` every rank has that many rows, those that it lacks being ignored ones, and nothing passes
+    through the host. Without, the ranks exchange how many they have; a rank whose x wants no gradient takes part in
+    the backward all the same where another's does.
+    """
+    if ranks.size == 1:
+        return x, target, 0
+    if batch_size is None:
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        known = ranks.exchange(len(x), int(wanted), device=x.device)
+        rows = [count for count, _ in known]
+        if not wanted and torch.is_grad_enabled() and any(needed for _, needed in known):
+            x = x.detach().requires_grad_()
+    else:
+        rows = [batch_size] * ranks.size
+        lacking = batch_size - len(x)
+        if lacking:
+            x = torch.cat([x, x.new_zeros(lacking, x.shape[1])])
+            target = torch.cat([target, target.new_full((lacking,), ignore_index)])
+    return _Gather.apply(x, ranks, rows, factor), _gather_rows(target, ranks, rows), sum(rows[: ranks.rank])
+
+
+class _Replicated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        ctx.ranks = ranks
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        return ctx.ranks.all_reduce(gradient.clone(memory_format=torch.contiguous_format)), None
+
+
+def replicated(value: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """A number that all ranks hold alike, on its way into what each does with its own classes: backward, the ranks'
+    shares of its gradient are added, so that all hold the same gradient too."""
+    return _Replicated.apply(value, ranks) if ranks.size > 1 and value.requires_grad else value

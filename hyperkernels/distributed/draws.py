@@ -1,0 +1,97 @@
+"""Random numbers that any rank, and any number of ranks, can draw alike: functions of a seed, a step and a place.
+
+They are computed on the device, without a generator whose state would have to be kept by every rank: a checkpoint holds
+the number of the step, and a resumed run continues the same sequence on another number of ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from ..margin_softmax.margins import ElasticFace, InterClassFilter
+
+BLOCK = 1024  # classes whose centres are drawn together
+
+# The finaliser of splitmix64 (Steele et al., 2014), in the wrapping arithmetic of int64.
+_STEP, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _mix(z: torch.Tensor) -> torch.Tensor:
+    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+        z = (z ^ (z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
+    return z ^ (z >> 31).bitwise_and_(2**33 - 1)
+
+
+def random_bits(seed: int, step: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """int64 in [0, 2^62), of a seed, the number of the step (a scalar) and places [n] that do not repeat."""
+    stream = _mix(_mix(torch.full_like(step, seed)) + step)
+    return _mix(((place + 1) * _STEP).add_(stream)).bitwise_and_(2**62 - 1)
+
+
+def sample_classes(
+    target: torch.Tensor,  # [N], as this shard numbers its classes; below 0 where it is none of them
+    first: int,
+    size: int,
+    count: int,
+    seed: int,
+    step: torch.Tensor,
+) -> torch.Tensor:
+    """`count` of the `size` classes from `first` on, int64, increasing, as the shard numbers them: those of the
+    targets, which must not be more, and others at random."""
+    place = torch.arange(first, first + size, device=target.device)
+    wanted = torch.zeros(size + 1, dtype=torch.int64, device=target.device)
+    wanted.index_fill_(0, torch.where(target >= 0, target, size), 2**62)
+    keys = random_bits(seed, step, place).add_(wanted[:size])
+    return keys.topk(count, sorted=False).indices.sort().values
+
+
+def _normal(seed: int, step: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    place = torch.arange(len(like), device=like.device)
+    # Odd numbers over 2^53: never 0 or 1.
+    uniform = ((random_bits(seed, step, place) >> 10) * 2 + 1).double() * 2.0**-53
+    return torch.special.ndtri(uniform).to(like.dtype)
+
+
+@dataclass(frozen=True)
+class _SharedElasticFace(ElasticFace):
+    """ElasticFace whose margins all ranks draw alike."""
+
+    seed: int = 0
+    step: Any = None
+
+    def draw(self, target_cos: torch.Tensor) -> torch.Tensor:
+        return self.m + self.std * _normal(self.seed, self.step, target_cos)
+
+
+def shared(margin: Any, seed: int, step: torch.Tensor) -> Any:
+    """The margin, drawing alike on all ranks what it would draw from each rank's own default generator."""
+    if isinstance(margin, ElasticFace) and margin.generator is None:
+        options = {field.name: getattr(margin, field.name) for field in fields(ElasticFace)}
+        return _SharedElasticFace(**options, seed=seed, step=step)
+    if isinstance(margin, InterClassFilter):
+        filtered = copy.copy(margin)
+        filtered.margin = shared(margin.margin, seed, step)
+        return filtered
+    return margin
+
+
+@torch.no_grad()
+def draw_centers(weight: torch.Tensor, first: int, sub_centers: int, std: float, seed: int) -> None:
+    """Fill weight, the rows of the classes from `first` on, from N(0, std^2): what a class gets depends on the seed,
+    its number and the kind of device alone, not on which classes are here."""
+    if weight.is_meta or not weight.numel():
+        return
+    generator = torch.Generator(weight.device)
+    end = first + len(weight) // sub_centers
+    block = weight.new_empty(BLOCK, sub_centers * weight.shape[1])
+    rows = weight.view(end - first, -1)
+    for number in range(first // BLOCK, -(-end // BLOCK)):
+        # Philox and Mersenne twister alike want seeds that differ in many bits.
+        key = int(random_bits(seed, torch.tensor(number), torch.zeros(1, dtype=torch.int64)))
+        block.normal_(std=std, generator=generator.manual_seed(key))
+        low, high = max(first, number * BLOCK), min(end, (number + 1) * BLOCK)
+        rows[low - first : high - first] = block[low - number * BLOCK : high - number * BLOCK]

@@ -1,0 +1,177 @@
+"""A head whose classes are sharded: each rank takes the statistics of its own classes, and the ranks' are merged.
+
+Everything else, margins, states and losses, is computed on every rank from the merged statistics of the global batch,
+the same numbers everywhere. The loss is thus one number that all ranks hold, not a sum over ranks, and what a merged
+statistic's gradient sends to each rank is that rank's own share of it: the backward of the merge needs no
+communication.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ..margin_softmax.losses import Head
+from ..margin_softmax.margins.base import Rows
+from ..margin_softmax.negatives import COSINE, SUMS, Negatives
+from ..margin_softmax.op import RowStatistics
+from .collectives import Ranks, replicated
+from .shards import Shards
+
+IGNORED, ABSENT, INVALID = -1, -2, -3  # what a shard's targets are where they are no class of its own
+
+
+class Shard(NamedTuple):
+    """This rank's part of the classes."""
+
+    ranks: Ranks
+    shards: Shards
+    sample_rate: float = 1.0
+    hardest: bool = False  # the class of the hardest negative is wanted
+
+    @property
+    def start(self) -> int:
+        return self.shards.start(self.ranks.rank)
+
+    @property
+    def size(self) -> int:
+        return self.shards.size(self.ranks.rank)
+
+    def samples(self, rank: int, rows: int) -> int:
+        """How many classes of a rank take part, given the rows of the global batch: a number that the sizes alone
+        decide, with room for every class that the rows may belong to."""
+        size = self.shards.size(rank)
+        return max(round(self.sample_rate * size), min(size, rows))
+
+    def taking_part(self, rows: int) -> int:
+        """How many classes of all ranks take part."""
+        return sum(self.samples(rank, rows) for rank in range(self.shards.world_size))
+
+    def local(self, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
+        """Targets as this shard numbers its classes."""
+        own = target - self.start
+        local = torch.where((own >= 0) & (own < self.size), own, ABSENT)
+        local = torch.where((target >= 0) & (target < self.shards.num_classes), local, INVALID)
+        return torch.where(target == ignore_index, IGNORED, local)
+
+
+class ShardedHead(Head):
+    """A head over `shard`: x, target and scale are those of the global batch, weight has the rows of this shard; there
+    is no class_scale, and a bias, one a class of all, is the same for all of them."""
+
+    @property
+    def classes(self) -> int:
+        return self.shard.shards.num_classes
+
+    @property
+    def taking_part(self) -> int:
+        return self.shard.taking_part(len(self.x))
+
+    @classmethod
+    def over(cls, local: Head, target: torch.Tensor, ignore_index: int, shard: Shard) -> ShardedHead:
+        """The head of which `local` is this shard's, with targets that count all classes."""
+        options = local.options._replace(ignore_index=ignore_index, absent_index=ignore_index)
+        return cls(*local)._replace(target=target, options=options, shard=shard)
+
+    def _local(self) -> Head:
+        """The global batch against this shard's classes."""
+        shard, bias = self.shard, self.bias
+        if bias is not None:
+            bias = replicated(bias[:1], shard.ranks).expand(len(self.weight) // self.options.sub_centers)
+        return Head(*self)._replace(
+            target=shard.local(self.target, self.options.ignore_index),
+            scale=replicated(self.scale, shard.ranks),
+            bias=bias,
+            options=self.options._replace(ignore_index=IGNORED, absent_index=ABSENT),
+        )
+
+    def statistics(self, negatives: Negatives = COSINE) -> RowStatistics:
+        return merge(self._local().statistics(negatives), self.shard, negatives.kind)
+
+    def rows_ahead(self) -> Rows:
+        local = self._local()
+        rows = local.rows_ahead()
+        # As in one process, a row whose target is no class is looked up at class 0.
+        here = self.target_class - self.shard.start
+        here = (here >= 0) & (here < self.shard.size)
+        target_cos = self.shard.ranks.all_reduce(torch.where(here, rows.target_cos, 0))
+        return Rows(target_cos, rows.x_norm, self.target_class, self.counted)
+
+
+class _Merge(torch.autograd.Function):
+    """Log-sum-exp over ranks of the first statistic [N], sums of the others."""
+
+    @staticmethod
+    def forward(ctx: Any, shard: Shard, softmax: bool, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mine = torch.stack(parts)
+        if not shard.size:
+            mine.zero_()
+            if softmax:
+                mine[0] = -torch.inf
+        gathered = shard.ranks.all_gather(mine)
+        merged = list(gathered.sum(0).unbind())
+        if softmax:
+            merged[0] = gathered[:, 0].logsumexp(0)
+        ctx.softmax, ctx.empty = softmax, not shard.size
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*merged[3:])
+        ctx.save_for_backward(mine[0].clone(), merged[0])
+        return tuple(merged)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[Any, ...]:
+        if ctx.empty:
+            gradients = tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
+        first, *rest = gradients
+        if ctx.softmax and first is not None:
+            mine, merged = ctx.saved_tensors
+            first = first * torch.where(mine == -torch.inf, 0, (mine - merged).exp())
+        return None, None, first, *rest
+
+
+class _FromFirst(torch.autograd.Function):
+    """What all ranks compute alike from the gathered x: only the first sends a gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, rank: int) -> torch.Tensor:
+        ctx.rank = rank
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        return gradient if ctx.rank == 0 else None, None
+
+
+def merge(own: RowStatistics, shard: Shard, kind: str) -> RowStatistics:
+    """The statistics over all classes from those over each shard's, the same bits on every rank.
+
+    One all_gather of 3 numbers a row (5 with quadratic negatives, whose hard ones are counted), and two of 3 more in
+    all where the hardest class is wanted; without, it is -1 and its cosine NaN.
+    """
+    ranks, softmax = shard.ranks, kind not in SUMS
+    parts = [own.neg_lse, own.target_cos, own.neg_cos_sum]
+    if kind == "quadratic":
+        parts += [own.hard_cos_sum, own.hard_count]
+    neg_lse, target_cos, neg_cos_sum, *hard = _Merge.apply(shard, softmax, *parts)
+    merged = own._replace(
+        neg_lse=neg_lse,
+        target_cos=target_cos,
+        x_norm=_FromFirst.apply(own.x_norm, ranks.rank),
+        neg_cos_sum=neg_cos_sum,
+        hardest_cos=torch.full_like(own.hardest_cos, torch.nan),
+        hardest_class=torch.full_like(own.hardest_class, -1),
+    )
+    if hard:
+        merged = merged._replace(hard_cos_sum=hard[0], hard_count=hard[1])
+    if not shard.hardest:
+        return merged
+    hardest_class = torch.where(own.hardest_class < 0, -1, own.hardest_class + shard.start)
+    cosines = ranks.all_gather(own.hardest_cos if shard.size else torch.full_like(own.hardest_cos, -torch.inf))
+    integers = ranks.all_gather(torch.stack([hardest_class, own.target_center]))
+    hardest_cos, winner = cosines.max(0)  # of equal ones the first: the lowest class
+    return merged._replace(
+        hardest_cos=hardest_cos,
+        hardest_class=integers[:, 0].gather(0, winner[None])[0],
+        target_center=integers[:, 1].sum(0),
+    )
