@@ -87,7 +87,9 @@ class _Model:
         return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
 
     def state_dict(self) -> dict[str, Any]:
-        return {self.own(name): value for name, value in self.module.state_dict().items()}
+        state = {self.own(name): value for name, value in self.module.state_dict().items()}
+        # The state_dict of a head may have the rows of this rank alone, as that of compat.insightface.
+        return {**state, **{self.names[weight]: self._whole(weight, weight.detach()) for weight in self.heads}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict({name: state[self.own(name)] for name in self.module.state_dict()})

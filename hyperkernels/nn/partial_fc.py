@@ -182,6 +182,13 @@ class PartialFC(MarginHead):
             raise TypeError(f"x must have the dtype of weight ({self.weight.dtype}); got {x.dtype}")
         return x
 
+    def _sample(self, local: torch.Tensor, shard: Shard, step: torch.Tensor) -> torch.Tensor | None:
+        """The classes of this shard that take part, increasing, given the targets as it numbers them; None for all."""
+        if shard.sample_rate == 1:
+            return None
+        count = shard.samples(self.rank, len(local))
+        return sample_classes(local, self.class_start, self.num_local, count, self.seed, step)
+
     def head(
         self, x: torch.Tensor, target: torch.Tensor, step: torch.Tensor, hardest: bool = False
     ) -> tuple[losses.Head, int]:
@@ -199,17 +206,13 @@ class PartialFC(MarginHead):
         sampling = self.training and self.sample_rate < 1
         shard = Shard(self.ranks, self.shards, self.sample_rate if sampling else 1.0, hardest)
         local = shard.local(target, self.ignore_index)
-        sampled = None
-        if sampling and self.num_local:
-            count = shard.samples(self.rank, len(x))
-            sampled = sample_classes(local, self.class_start, self.num_local, count, self.seed, step)
         head = check_head(
             x,
             # The op needs a class. An empty shard lends it one of zeros, whose statistics the merge leaves out.
             self.weight if self.num_local else F.pad(self.weight, (0, 0, 0, self.sub_centers)),
             local,
             scale=self.scale,
-            classes=sampled,
+            classes=self._sample(local, shard, step) if self.num_local else None,
             sub_centers=self.sub_centers,
             normalize_x=self.normalize_x,
             normalize_weight=self.normalize_weight,
