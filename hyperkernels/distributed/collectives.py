@@ -1,4 +1,4 @@
-"""The few collectives that a head over several ranks needs, for any backend of torch.distributed.
+"""The few collectives that heads and losses over several ranks need, for any backend of torch.distributed.
 
 All sums are taken here, in the order of the ranks and in float32 or wider, so that every rank gets the same bits
 whatever the backend: only copies travel, but for one all_reduce whose terms are all zero but one.
@@ -7,7 +7,7 @@ whatever the backend: only copies travel, but for one all_reduce whose terms are
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,14 +27,14 @@ def _blame(what: str, rank: int, size: int) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RuntimeError(
-            f"{what} of the {size} ranks that share the classes failed on rank {rank}: another rank has died, raised "
-            "an error or fallen out of step, and its own output says why. This process group cannot be used any more: "
-            f"start again from the last checkpoint. ({error})"
+            f"{what} of {size} ranks failed on rank {rank}: another rank has died, raised an error or fallen out of "
+            "step, and its own output says why. This process group cannot be used any more: start again from the last "
+            f"checkpoint. ({error})"
         ) from error
 
 
 class Ranks:
-    """The processes that share the classes: a process group, or this process alone."""
+    """The processes that work together: a process group, or this process alone."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if group is None and dist.is_available() and dist.is_initialized():
@@ -64,17 +64,53 @@ class Ranks:
                 dist.all_reduce(value, group=self.group)
         return value
 
-    def sum_to_owners(self, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """The sum over ranks of the rows that are this rank's own: value is [sum(rows), D], the result
-        [rows[rank], D], in float32 or wider."""
+    def to_owners(self, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """What all ranks have for the rows that are this rank's own: value is [sum(rows), D], the result
+        [size, rows[rank], D]."""
         mine = rows[self.rank]
-        dtype = accumulate_dtype(value.dtype)
-        if self.size == 1 or not value.numel():
-            return value[:mine].to(dtype)
+        if self.size == 1:
+            return value[None]
         received = value.new_empty(self.size * mine, value.shape[1])
-        with _blame("all_to_all", self.rank, self.size):
-            dist.all_to_all_single(received, value.contiguous(), [mine] * self.size, rows, group=self.group)
-        return received.view(self.size, mine, value.shape[1]).sum(0, dtype=dtype)
+        if value.numel():
+            with _blame("all_to_all", self.rank, self.size):
+                dist.all_to_all_single(received, value.contiguous(), [mine] * self.size, rows, group=self.group)
+        return received.view(self.size, mine, value.shape[1])
+
+    def from_owner(self, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """The way back: value is [size, rows[rank], D], the result [sum(rows), D]."""
+        if self.size == 1:
+            return value[0]
+        received = value.new_empty(sum(rows), value.shape[2])
+        if received.numel():
+            sent = value.contiguous().flatten(0, 1)
+            with _blame("all_to_all", self.rank, self.size):
+                dist.all_to_all_single(received, sent, rows, [rows[self.rank]] * self.size, group=self.group)
+        return received
+
+    def sum_to_owners(self, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """The sum over ranks of the rows that are this rank's own, [rows[rank], D] in float32 or wider."""
+        return self.to_owners(value, rows).sum(0, dtype=accumulate_dtype(value.dtype))
+
+    def pass_on(self, value: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
+        """Send value to the next rank of the ring, in the background: what the rank before sends, of the same shape,
+        and what waits for both. value must stay as it is until then."""
+        if self.size == 1 or not value.numel():
+            return value, lambda: None
+        received = torch.empty_like(value)
+        peers = [(self.rank + step) % self.size for step in (1, -1)]
+        following, before = (peer if self.group is None else dist.get_global_rank(self.group, peer) for peer in peers)
+        with _blame("send", self.rank, self.size):
+            works = dist.batch_isend_irecv([
+                dist.P2POp(dist.isend, value, following, self.group),
+                dist.P2POp(dist.irecv, received, before, self.group),
+            ])  # fmt: skip
+
+        def wait() -> None:
+            with _blame("receive", self.rank, self.size):
+                for work in works:
+                    work.wait()
+
+        return received, wait
 
     def exchange(self, *numbers: int, device: torch.device) -> list[list[int]]:
         """What each rank has, on the host: a synchronisation with the device where the group knows no CPU tensors."""
@@ -90,7 +126,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, ranks: Ranks, rows: list[int], factor: float) -> torch.Tensor:
         ctx.ranks, ctx.rows, ctx.factor = ranks, rows, factor
-        return _gather_rows(x, ranks, rows)
+        return gather_rows(x, ranks, rows)
 
     @staticmethod
     @once_differentiable
@@ -99,7 +135,8 @@ class _Gather(torch.autograd.Function):
         return (total * ctx.factor).to(gradient.dtype), None, None, None
 
 
-def _gather_rows(value: torch.Tensor, ranks: Ranks, rows: list[int]) -> torch.Tensor:
+def gather_rows(value: torch.Tensor, ranks: Ranks, rows: list[int]) -> torch.Tensor:
+    """The rows of all ranks, which have rows[rank] of them each."""
     most = max(rows)
     if len(value) < most:  # collectives want one shape
         value = torch.cat([value, value.new_zeros(most - len(value), *value.shape[1:])])
@@ -107,6 +144,11 @@ def _gather_rows(value: torch.Tensor, ranks: Ranks, rows: list[int]) -> torch.Te
     if all(count == most for count in rows):
         return gathered.flatten(0, 1)
     return torch.cat([gathered[rank, :count] for rank, count in enumerate(rows)])
+
+
+def gather(x: torch.Tensor, ranks: Ranks, rows: list[int]) -> torch.Tensor:
+    """As ``gather_rows``, differentiable; x requires a gradient on all ranks or on none."""
+    return x if ranks.size == 1 else _Gather.apply(x, ranks, rows, 1.0)
 
 
 def gather_batch(
@@ -137,7 +179,7 @@ def gather_batch(
         if lacking:
             x = torch.cat([x, x.new_zeros(lacking, x.shape[1])])
             target = torch.cat([target, target.new_full((lacking,), ignore_index)])
-    return _Gather.apply(x, ranks, rows, factor), _gather_rows(target, ranks, rows), sum(rows[: ranks.rank])
+    return _Gather.apply(x, ranks, rows, factor), gather_rows(target, ranks, rows), sum(rows[: ranks.rank])
 
 
 class _Replicated(torch.autograd.Function):

@@ -56,6 +56,8 @@ class ListedPairs:
     Similarities are computed once, and memory is that of the lists.
     """
 
+    group = None
+
     def __init__(self, pairs: Pairs, positive: Indices, negative: Indices, *, distinct: bool = False) -> None:
         self.pairs, self.n, self.m, self.dtype, self.labels = pairs, pairs.n, pairs.m, pairs.dtype, pairs.labels
         self._positive = self._ordered(*positive, distinct)

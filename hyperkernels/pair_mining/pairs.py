@@ -61,6 +61,8 @@ class Pairs:
     distance. Selections are "positive", "negative" and "all", by labels; pairs of equal ids belong to none.
     """
 
+    group: Any = None  # the processes among which the rows are shared out, of `distributed.pairs.RankPairs`
+
     def __init__(
         self,
         x: Any,

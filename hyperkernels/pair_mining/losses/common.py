@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from ..pairs import SIMILARITIES, Pairs, unit_rows
 REDUCTIONS = ("mean", "sum", "none")
 MEANS = ("nonzero", "all")
 DISTANCES = ("euclidean", "squared_euclidean")
+COMMUNICATIONS = ("gather", "ring")
+GRADIENT_REDUCTIONS = ("mean", "sum")
 EPS = 1e-12
 Number = torch.Tensor | float
 
@@ -38,6 +41,36 @@ def pairs_of(
             for name, v in (("x", x), ("ref", ref))
         )
     return Pairs(x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity)
+
+
+def group_of(process_group: Any, communication: Any, gradient_reduction: Any) -> Any:
+    """The processes whose batches make one, or None: this one alone."""
+    _check.choice("communication", communication, COMMUNICATIONS)
+    _check.choice("gradient_reduction", gradient_reduction, GRADIENT_REDUCTIONS)
+    if process_group is None:
+        return None
+    from ...distributed.pairs import Group  # which is above this family
+
+    return Group(process_group, communication, gradient_reduction)
+
+
+def shared(group: Any, value: Any) -> Any:
+    """A number or a tensor that all processes of a group hold alike."""
+    return value if group is None or not isinstance(value, torch.Tensor) else group.shared(value)
+
+
+def over_ranks(group: Any, several: Sequence[Pairs], ids: Any, ref_ids: Any, numbered: bool = False) -> list[Any]:
+    """The pairs, which differ in their labels alone, with the columns of all processes of a group. `numbered`: the
+    labels are the numbers of the rows."""
+    return list(several) if group is None else group.pairs(several, ids, ref_ids, numbered)
+
+
+def statistics_of(pairs: Any, *asked: dict[str, Any], both: bool = False) -> list[Any]:
+    """Statistics of the rows, or of both the rows and the columns, for each of the keywords asked; where the columns
+    come from other processes, in one pass."""
+    if pairs.group is not None:
+        return pairs.together(asked, both)
+    return [pairs.statistics_of_both(**one) if both else (pairs.statistics(**one),) for one in asked]
 
 
 def embeddings(name: str, v: Any, similarity: str) -> torch.Tensor:
@@ -94,19 +127,23 @@ def softplus(z: torch.Tensor) -> torch.Tensor:
     return torch.where(some, -F.logsigmoid(-torch.where(some, z, 0)), 0)
 
 
-def reduce(rows: torch.Tensor, reduction: str, count: torch.Tensor | int) -> torch.Tensor:
-    """`count` is what the mean divides by; the mean of nothing is 0."""
+def reduce(rows: torch.Tensor, reduction: str, count: torch.Tensor | int, group: Any = None) -> torch.Tensor:
+    """`count` is what the mean divides by; the mean of nothing is 0. With a group sum and count are over its ranks."""
+    if group is not None:
+        rows = group.rows(rows)
     if reduction == "none":
         return rows
     total = rows.sum()
+    if group is not None:
+        total, count = group.sum(total, count)
     if reduction == "sum":
         return total
     return total / (count.clamp_min(1) if isinstance(count, torch.Tensor) else max(count, 1))
 
 
-def reduce_counted(rows: torch.Tensor, counted: torch.Tensor, reduction: str) -> torch.Tensor:
+def reduce_counted(rows: torch.Tensor, counted: torch.Tensor, reduction: str, group: Any = None) -> torch.Tensor:
     """Over the entries that count; the others are 0."""
-    return reduce(torch.where(counted, rows, 0), reduction, counted.sum())
+    return reduce(torch.where(counted, rows, 0), reduction, counted.sum(), group)
 
 
 def nonzero(loss: torch.Tensor) -> torch.Tensor:

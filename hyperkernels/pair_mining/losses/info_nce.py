@@ -13,7 +13,20 @@ import torch
 
 from ... import _check
 from ..pairs import LINEAR, Pairs
-from .common import REDUCTIONS, Number, embeddings, inverse, numbered, own_columns, reduce_counted, softplus
+from .common import (
+    REDUCTIONS,
+    Number,
+    embeddings,
+    group_of,
+    inverse,
+    numbered,
+    over_ranks,
+    own_columns,
+    reduce_counted,
+    shared,
+    softplus,
+    statistics_of,
+)
 
 SAME_LABEL = ("positive", "ignore")
 
@@ -62,6 +75,9 @@ def info_nce(
     queue_labels: torch.Tensor | None = None,
     lse_coefficient: float = 1.0,
     reduction: str = "mean",
+    process_group: Any = None,
+    communication: str = "gather",
+    gradient_reduction: str = "mean",
 ) -> torch.Tensor:
     """InfoNCE (van den Oord et al., arXiv 1807.03748): -log of the softmax at the positive, of s_ij / temperature.
 
@@ -90,6 +106,17 @@ def info_nce(
             row's label do not count. Not with symmetric, nor with labels [N, K].
         lse_coefficient: 1 - lambda of CMA (arXiv 2503.18817).
         reduction: "mean" over the rows with a positive, "sum", or "none": [N], 0 for rows without a positive.
+        process_group: the ranks whose batches make one, or None: this process alone. Every rank gives its own rows, as
+            many as it has; the loss, the same number on all of them, is that of the ranks' arguments put together, and
+            labels and ids are to be understood among all ranks. The positive in row i of ref is on the same rank, and
+            queue is the same on all ranks. What else is learned (temperature, queue) gets the whole of its gradient on
+            every rank. With reduction "none": the rows of this rank; their gradients are those of the sum over ranks
+            of what each makes of its own.
+        communication: "gather": every rank has the rows of ref (None: of x) of all ranks in memory. "ring": they travel
+            from rank to rank, each rank having a few ranks' of them at a time, in its backward once more.
+        gradient_reduction: how the wrapper of the backbone reduces its gradients over ranks: "mean", as
+            DistributedDataParallel and ``fully_shard`` do, or "sum". The loss is one of the global batch already, so
+            for "mean" the gradients of x, ref and positive are multiplied by the number of ranks.
 
     Returns:
         float32, float64 for float64 inputs. A row without negatives has the loss 0 where the positive is not in the
@@ -102,10 +129,12 @@ def info_nce(
     _check.choice("reduction", reduction, REDUCTIONS)
     _check.boolean("positive_in_denominator", positive_in_denominator)
     _check.boolean("symmetric", symmetric)
+    group = group_of(process_group, communication, gradient_reduction)
     columns = labels.shape[1] if isinstance(labels, torch.Tensor) and labels.dim() == 2 else None
     if columns == 0:
         raise ValueError(f"labels must be [N] or [N, K] with K at least 1; got shape {tuple(labels.shape)}")  # type: ignore[union-attr]
-    paired = labels is None or columns is not None or same_label == "ignore" or positive is not None
+    unlabelled = labels is None
+    paired = unlabelled or columns is not None or same_label == "ignore" or positive is not None
     if labels is None:
         if ref is None and positive is None:
             raise ValueError("ref must be given where labels is None")
@@ -142,17 +171,21 @@ def info_nce(
         )
         for k in range(1, columns or 1)
     ]  # fmt: skip
+    scale = inverse("temperature", shared(group, temperature), pairs.dtype)
+    margin, lse_coefficient = _check.number("margin", margin), _check.number("lse_coefficient", lse_coefficient)
+    queued = None if queue is None else _queue(pairs, shared(group, queue), queue_labels, similarity)
+    pairs, *more = over_ranks(group, [pairs, *more], ids, ref_ids, unlabelled)
     return info_nce_of(
         pairs,
-        scale=inverse("temperature", temperature, pairs.dtype),
-        margin=_check.number("margin", margin),
+        scale=scale,
+        margin=margin,
         paired=paired,
         positive=positive,
         positive_in_denominator=positive_in_denominator,
         symmetric=symmetric,
         more=more,
-        queue=None if queue is None else _queue(pairs, queue, queue_labels, similarity),
-        lse_coefficient=_check.number("lse_coefficient", lse_coefficient),
+        queue=queued,
+        lse_coefficient=lse_coefficient,
         reduction=reduction,
     )
 
@@ -180,28 +213,24 @@ def info_nce_of(
     lse_coefficient: float = 1.0,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    def negatives(one: Pairs, select: str = "negative") -> list[torch.Tensor]:
-        """Of the rows, and with symmetric of the columns."""
-        if symmetric:
-            return [side.value for side in one.statistics_of_both(select, transform=LINEAR, scale=scale)]
-        return [one.statistics(select, transform=LINEAR, scale=scale).value]
+    def asked(select: str, moments: bool = False) -> dict[str, Any]:
+        return {"select": select, "moments": moments, "transform": LINEAR, "scale": scale}
 
-    negative = negatives(pairs)
+    wanted = [asked("negative"), *([] if paired else [asked("positive", moments=True)])]
+    found, *of_positives = statistics_of(pairs, *wanted, both=symmetric)  # of the rows, with symmetric of the columns
+    negative = [side.value for side in found]
     for other in more:
-        negative = [_logaddexp(a, b) for a, b in zip(negative, negatives(other), strict=True)]
+        (found,) = statistics_of(other, wanted[0], both=symmetric)
+        negative = [_logaddexp(a, side.value) for a, side in zip(negative, found, strict=True)]
     if queue is not None:
-        (in_queue,) = negatives(queue, "all" if queue.labels is None else "negative")
+        in_queue = queue.statistics(**asked("all" if queue.labels is None else "negative")).value
         negative = [_logaddexp(negative[0], in_queue)]
 
     if paired:
         own = pairs.values_at(own_columns(pairs)) if positive is None else positive.to(negative[0].dtype)
         positives = [of_logits(scale * (own - margin))] * len(negative)
-    elif symmetric:
-        both = pairs.statistics_of_both("positive", moments=True, transform=LINEAR, scale=scale)
-        positives = [of_statistics(side, scale, margin) for side in both]
     else:
-        found = pairs.statistics("positive", moments=True, transform=LINEAR, scale=scale)
-        positives = [of_statistics(found, scale, margin)]
+        positives = [of_statistics(side, scale, margin) for side in of_positives[0]]
 
     sides = []
     for lse, of_side in zip(negative, positives, strict=True):
@@ -212,7 +241,7 @@ def info_nce_of(
         else:
             some = lse != -torch.inf
             loss = torch.where(some, lse_coefficient * torch.where(some, lse, 0) - of_side.mean, 0)
-        sides.append(reduce_counted(loss, of_side.some, reduction))
+        sides.append(reduce_counted(loss, of_side.some, reduction, pairs.group))
     return sides[0] if len(sides) == 1 else (sides[0] + sides[1]) / 2
 
 

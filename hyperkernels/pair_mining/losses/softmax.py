@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from ... import _check
 from ..ordered import take
 from ..pairs import LINEAR, Pairs
-from .common import REDUCTIONS, Number, inverse, nonzero, normalized, reduce_counted, scalar, softplus
+from .common import (
+    REDUCTIONS,
+    Number,
+    group_of,
+    inverse,
+    nonzero,
+    normalized,
+    over_ranks,
+    reduce_counted,
+    scalar,
+    shared,
+    softplus,
+    statistics_of,
+)
 from .info_nce import cross_entropy, info_nce_of, of_logits, of_statistics
 
 CONVENTIONS = ("pml", "supcontrast")
@@ -27,6 +42,9 @@ def supcon(
     convention: str = "pml",
     base_temperature: float = 0.07,
     reduction: str = "mean",
+    process_group: Any = None,
+    communication: str = "gather",
+    gradient_reduction: str = "mean",
 ) -> torch.Tensor:
     """Supervised contrastive loss (Khosla et al., arXiv 2004.11362), the form with the mean outside the logarithm:
 
@@ -42,6 +60,7 @@ def supcon(
             "supcontrast" (the authors' program): the mean over all rows, times temperature / base_temperature.
         base_temperature: of "supcontrast".
         reduction: "mean", "sum" or "none": [N].
+        process_group, communication, gradient_reduction: as in ``info_nce``.
 
     Returns:
         float32, float64 for float64 inputs.
@@ -52,21 +71,28 @@ def supcon(
     _check.choice("convention", convention, CONVENTIONS)
     _check.choice("reduction", reduction, REDUCTIONS)
     base_temperature = _check.number("base_temperature", base_temperature, above=0.0)
+    group = group_of(process_group, communication, gradient_reduction)
     pairs = Pairs(x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity)
-    scale = inverse("temperature", temperature, pairs.dtype)
+    scale = inverse("temperature", shared(group, temperature), pairs.dtype)
+    (pairs,) = over_ranks(group, [pairs], ids, ref_ids)
     return supcon_of(pairs, scale=scale, convention=convention, base_temperature=base_temperature, reduction=reduction)
 
 
 def supcon_of(
     pairs: Pairs, *, scale: Number, convention: str = "pml", base_temperature: float = 0.07, reduction: str = "mean"
 ) -> torch.Tensor:
-    negative = pairs.statistics("negative", transform=LINEAR, scale=scale)
-    positive = pairs.statistics("positive", moments=True, transform=LINEAR, scale=scale)
+    (negative,), (positive,) = statistics_of(
+        pairs,
+        {"select": "negative", "transform": LINEAR, "scale": scale},
+        {"select": "positive", "moments": True, "transform": LINEAR, "scale": scale},
+    )
     loss = cross_entropy(negative.value, of_statistics(positive, scale, 0.0))
     if convention == "supcontrast":
-        return reduce_counted(loss / (scale * base_temperature), torch.ones_like(loss, dtype=torch.bool), reduction)
-    loss = torch.where((negative.count > 0).any(), loss, 0)
-    return reduce_counted(loss, nonzero(loss), reduction)
+        loss = loss / (scale * base_temperature)
+        return reduce_counted(loss, torch.ones_like(loss, dtype=torch.bool), reduction, pairs.group)
+    some = (negative.count > 0).any()
+    loss = torch.where(some if pairs.group is None else pairs.group.any(some), loss, 0)
+    return reduce_counted(loss, nonzero(loss), reduction, pairs.group)
 
 
 def nt_xent(
@@ -166,6 +192,9 @@ def nca(
     normalize: bool = True,
     softmax_scale: torch.Tensor | float = 1.0,
     reduction: str = "mean",
+    process_group: Any = None,
+    communication: str = "gather",
+    gradient_reduction: str = "mean",
 ) -> torch.Tensor:
     """Neighbourhood components analysis (Goldberger et al., NeurIPS 2004): -log of the probability that a neighbour
     drawn by the softmax is of the row's label,
@@ -178,6 +207,7 @@ def nca(
         normalize: unit rows first, whatever the similarity.
         softmax_scale: a number, or a tensor of one element, which may be learned.
         reduction: "mean" over the rows with a positive, "sum", or "none": [N], 0 for rows without a positive.
+        process_group, communication, gradient_reduction: as in ``info_nce``.
 
     Returns:
         float32, float64 for float64 inputs.
@@ -186,16 +216,20 @@ def nca(
         TypeError, ValueError: a wrong argument, named.
     """
     _check.choice("reduction", reduction, REDUCTIONS)
+    group = group_of(process_group, communication, gradient_reduction)
     if _check.boolean("normalize", normalize):
         x, ref = normalized("x", x), None if ref is None else normalized("ref", ref)
     pairs = Pairs(x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity)
-    return nca_of(pairs, scale=scalar("softmax_scale", softmax_scale, pairs.dtype), reduction=reduction)
+    scale = scalar("softmax_scale", shared(group, softmax_scale), pairs.dtype)
+    (pairs,) = over_ranks(group, [pairs], ids, ref_ids)
+    return nca_of(pairs, scale=scale, reduction=reduction)
 
 
 def nca_of(pairs: Pairs, *, scale: Number, reduction: str = "mean") -> torch.Tensor:
-    negative = pairs.statistics("negative", transform=LINEAR, scale=scale)
-    positive = pairs.statistics("positive", transform=LINEAR, scale=scale)
+    (negative,), (positive,) = statistics_of(
+        pairs, *({"select": select, "transform": LINEAR, "scale": scale} for select in ("negative", "positive"))
+    )
     some = positive.count > 0
     logit = torch.where(some, positive.value, 0)
     loss = cross_entropy(negative.value, of_logits(logit, some))
-    return reduce_counted(loss, some, reduction)
+    return reduce_counted(loss, some, reduction, pairs.group)

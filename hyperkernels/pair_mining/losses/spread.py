@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from ... import _check
 from ..pairs import LINEAR, SOFTPLUS, Pairs
-from .common import REDUCTIONS, Number, numbered, own_columns, reduce_counted, scalar, softplus
+from .common import (
+    REDUCTIONS,
+    Number,
+    group_of,
+    numbered,
+    over_ranks,
+    own_columns,
+    reduce_counted,
+    scalar,
+    shared,
+    softplus,
+    statistics_of,
+)
 from .info_nce import info_nce
 
 _BLOCK = 2**22  # similarities that calibrated_uniformity and its gradient hold at a time
@@ -168,6 +181,9 @@ def siglip(
     t: torch.Tensor | float = 10.0,
     b: torch.Tensor | float = -10.0,
     reduction: str = "mean",
+    process_group: Any = None,
+    communication: str = "gather",
+    gradient_reduction: str = "mean",
 ) -> torch.Tensor:
     """Sigmoid loss (Zhai et al., arXiv 2303.15343): every pair is a classification of its own,
 
@@ -183,6 +199,7 @@ def siglip(
         t: scale of the cosines (the exponential of the paper's t'); a tensor of one element may be learned.
         b: bias; a tensor of one element may be learned.
         reduction: "mean" over the rows, "sum", or "none": [N].
+        process_group, communication, gradient_reduction: as in ``info_nce``.
 
     Returns:
         float32, float64 for float64 inputs.
@@ -191,6 +208,7 @@ def siglip(
         TypeError, ValueError: a wrong argument, named.
     """
     _check.choice("reduction", reduction, REDUCTIONS)
+    group = group_of(process_group, communication, gradient_reduction)
     paired = labels is None
     if paired:
         if ref_labels is not None:
@@ -199,19 +217,23 @@ def siglip(
     pairs = Pairs(x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids)
     if paired and pairs.m < pairs.n:
         raise ValueError(f"ref must have a row for each of the {pairs.n} of x, the positives")
-    scale, offset = scalar("t", t, pairs.dtype), scalar("b", b, pairs.dtype)
+    scale, offset = scalar("t", shared(group, t), pairs.dtype), scalar("b", shared(group, b), pairs.dtype)
+    (pairs,) = over_ranks(group, [pairs], ids, ref_ids, paired)
     return siglip_of(pairs, scale=scale, offset=offset, paired=paired, reduction=reduction)
 
 
 def siglip_of(
     pairs: Pairs, *, scale: Number, offset: Number, paired: bool = False, reduction: str = "mean"
 ) -> torch.Tensor:
-    loss = pairs.statistics("negative", transform=SOFTPLUS, scale=scale, offset=offset).value
+    wanted = [{"select": "negative", "transform": SOFTPLUS, "scale": scale, "offset": offset}]
+    if not paired:
+        wanted.append({"select": "positive", "transform": SOFTPLUS, "scale": -scale, "offset": -offset})
+    (negative,), *positive = statistics_of(pairs, *wanted)
     if paired:
-        loss = loss + softplus(-(scale * pairs.values_at(own_columns(pairs)) + offset))
+        loss = negative.value + softplus(-(scale * pairs.values_at(own_columns(pairs)) + offset))
     else:
-        loss = loss + pairs.statistics("positive", transform=SOFTPLUS, scale=-scale, offset=-offset).value
-    return reduce_counted(loss, torch.ones_like(loss, dtype=torch.bool), reduction)
+        loss = negative.value + positive[0][0].value
+    return reduce_counted(loss, torch.ones_like(loss, dtype=torch.bool), reduction, pairs.group)
 
 
 def meow(

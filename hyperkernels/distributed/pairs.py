@@ -1,0 +1,204 @@
+"""Pairs of one rank's rows with the columns of all ranks: the batches of the ranks of a group make one batch.
+
+A loss over them is one number that all ranks hold: the backward of a sum over ranks passes the gradient on as it is,
+and what each rank's rows send to another rank's columns travels back there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .. import _check
+from ..pair_mining.blocks import log_sum_exp, statistics
+from ..pair_mining.pairs import Pairs
+from ..pair_mining.reference import Statistics
+from .collectives import Ranks, gather, gather_rows, replicated
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Sides = tuple[Statistics, ...]  # of the rows, and where asked for of the columns
+
+
+class _Times(torch.autograd.Function):
+    """The value as it is, its gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        return gradient * ctx.factor, None
+
+
+class _Sum(torch.autograd.Function):
+    """Over ranks, of which each differentiates what it has put in."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        return ranks.all_gather(value).sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        return gradient, None
+
+
+class _ToOwners(torch.autograd.Function):
+    """[sum(rows), K], what this rank has for the rows of all; to [size, rows[rank], K], what all have for its own."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, ranks: Ranks, rows: list[int]) -> torch.Tensor:
+        ctx.ranks, ctx.rows = ranks, rows
+        return ranks.to_owners(value, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        return ctx.ranks.from_owner(gradient, ctx.rows), None, None
+
+
+class Group:
+    """The processes whose batches make one, how their embeddings meet, and how the gradients are to be reduced."""
+
+    def __init__(self, process_group: ProcessGroup, communication: str, gradient_reduction: str) -> None:
+        self.ranks = Ranks(process_group)
+        self.communication = communication
+        self.factor = self.ranks.size if gradient_reduction == "mean" else 1
+
+    def shared(self, value: torch.Tensor) -> torch.Tensor:
+        """What all ranks hold alike: each gets the whole of its gradient, whatever the reduction."""
+        return replicated(_Times.apply(value, 1 / self.factor), self.ranks) if value.requires_grad else value
+
+    def rows(self, loss: torch.Tensor) -> torch.Tensor:
+        """The losses of this rank's rows, whose gradients are multiplied as the reduction wants."""
+        return _Times.apply(loss, self.factor)
+
+    def sum(self, *numbers: torch.Tensor | int) -> list[torch.Tensor]:
+        """Of scalars, over ranks: the same bits on all of them."""
+        first = next(v for v in numbers if isinstance(v, torch.Tensor))
+        scalars = [v if isinstance(v, torch.Tensor) else first.new_full((), v) for v in numbers]
+        total = _Sum.apply(torch.stack([v.double() for v in scalars]), self.ranks)
+        return [v.to(like.dtype) for v, like in zip(total, scalars, strict=True)]
+
+    def any(self, flag: torch.Tensor) -> torch.Tensor:
+        return self.ranks.all_gather(flag.reshape(1).to(torch.uint8)).any()
+
+    def pairs(
+        self, several: Sequence[Pairs], ids: torch.Tensor | None, ref_ids: torch.Tensor | None, numbered: bool
+    ) -> list[Any]:
+        """In place of this rank's pairs those with the columns of all ranks. `several` differ in their labels alone,
+        which with `numbered` are the numbers of the rows on their rank."""
+        from .ring import RingPairs
+
+        batch = Batch(self, several[0], ids, ref_ids)
+        kind = RingPairs if self.communication == "ring" else GatheredPairs
+        return [kind(batch, own, batch.first if numbered else 0) for own in several]
+
+
+class Batch:
+    """The sizes and ids of all ranks, and this rank's embeddings."""
+
+    def __init__(self, group: Group, own: Pairs, ids: torch.Tensor | None, ref_ids: torch.Tensor | None) -> None:
+        self.group, self.own = group, own
+        ranks = group.ranks
+        wanted = [torch.is_grad_enabled() and v is not None and v.requires_grad for v in (own.x, own.ref)]
+        agreed = {
+            "x must have one embedding size": own.x.shape[1],
+            "x must have one dtype": _check.FLOAT_DTYPES.index(own.x.dtype),
+            "ref must be given or None": int(own.ref is not None),
+            "ids must be given or None": int(ids is not None),
+        }
+        known = ranks.exchange(own.n, own.m, *map(int, wanted), *agreed.values(), device=own.x.device)
+        for (what, _), numbers in zip(agreed.items(), list(zip(*known, strict=True))[4:], strict=True):
+            if len(set(numbers)) > 1:
+                raise ValueError(f"{what} on all ranks")
+        # A rank whose own embeddings want no gradient takes part in the backward of the others'.
+        self.x, self.ref = (
+            v.detach().requires_grad_()
+            if v is not None and torch.is_grad_enabled() and not v.requires_grad and any(rank[2 + k] for rank in known)
+            else v
+            for k, v in enumerate((own.x, own.ref))
+        )
+        self.rows = [m for _, m, *_ in known]  # of ref
+        self.start = sum(self.rows[: ranks.rank])
+        self.first = sum(max(n, m) for n, m, *_ in known[: ranks.rank])  # of the numbers of this rank's rows
+        if ids is None and own.ref is None:
+            ids = torch.arange(own.n, device=own.x.device) + self.first
+        self.ids = ids
+        self.all_ids = None if ids is None else self.gathered(ids if own.ref is None else ref_ids)
+        self._all_keys: torch.Tensor | None = None
+
+    @property
+    def keys(self) -> torch.Tensor:
+        return self.x if self.ref is None else self.ref
+
+    def gathered(self, value: Any) -> torch.Tensor:
+        """Integers of the rows of ref, of all ranks."""
+        return gather_rows(value, self.group.ranks, self.rows)
+
+    @property
+    def all_keys(self) -> torch.Tensor:
+        """The rows of ref of all ranks; differentiable."""
+        if self._all_keys is None:
+            self._all_keys = gather(self.keys, self.group.ranks, self.rows)
+        return self._all_keys
+
+
+class RankPairs:
+    """Pairs of this rank's rows of x with the rows of ref (None: of x) of all ranks.
+
+    Losses over ``Pairs`` take it in their place as long as they ask for statistics with ``together``, for similarities
+    of this rank's own rows, and for sums over rows with ``group``.
+    """
+
+    def __init__(self, batch: Batch, own: Pairs, first: int) -> None:
+        if own.labels is None:
+            raise ValueError("labels must be given")
+        self.batch, self.own, self.group = batch, own, batch.group
+        self.x, self.n, self.m, self.dtype = batch.x, own.n, own.m, own.dtype
+        self.labels = own.labels + first
+        self.all_labels = batch.gathered(self.labels if own.ref_labels is None else own.ref_labels + first)
+
+    def values_at(self, columns: torch.Tensor, missing: float = 0.0) -> torch.Tensor:
+        """The similarity of every row with one row each of this rank's own ref."""
+        return self.own.values_at(columns, missing)
+
+    def together(self, asked: Sequence[Mapping[str, Any]], both: bool) -> list[Sides]:
+        """What ``Pairs.statistics`` gives for each of the keywords asked, over the columns of all ranks, without
+        extremes; with `both` those of this rank's columns over the rows of all ranks as well."""
+        raise NotImplementedError
+
+    def own_columns(self, partial: Statistics, moments: bool) -> Statistics:
+        """The statistics of this rank's columns over all rows, from those of all columns over this rank's rows; only
+        count, sum and log-sum-exp."""
+        numbers = [partial.count.to(self.dtype), partial.value, *([partial.sum] if moments else [])]
+        parts = _ToOwners.apply(torch.stack(numbers, 1), self.group.ranks, self.batch.rows)
+        count, value, *sums = parts.unbind(2)
+        total = sums[0].sum(0) if moments else count.new_empty(0)
+        return statistics(count.detach().sum(0).long(), total, log_sum_exp(value))
+
+
+class GatheredPairs(RankPairs):
+    """With the embeddings of all ranks in memory."""
+
+    def __init__(self, batch: Batch, own: Pairs, first: int) -> None:
+        super().__init__(batch, own, first)
+        self._all = Pairs(
+            self.x, self.labels, batch.all_keys, self.all_labels, ids=batch.ids, ref_ids=batch.all_ids,
+            similarity=own.similarity,
+        )  # fmt: skip
+
+    def together(self, asked: Sequence[Mapping[str, Any]], both: bool) -> list[Sides]:
+        if not both:
+            return [(self._all.statistics(**one),) for one in asked]
+        found = [self._all.statistics_of_both(**one) for one in asked]
+        return [
+            (rows, self.own_columns(columns, one.get("moments", False)))
+            for (rows, columns), one in zip(found, asked, strict=True)
+        ]
