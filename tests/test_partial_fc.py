@@ -165,3 +165,23 @@ def test_wrong_options(options, message):
 def test_wrong_batches(x, target, message):
     with pytest.raises((TypeError, ValueError), match=message):
         hk.nn.PartialFC(4, 10, batch_size=3)(x, target)
+
+
+def test_a_sampled_gradient_says_that_its_rows_are_distinct():
+    """Over one backward, several that add up, and a copy of the module; the sum is that of the dense gradients."""
+    head = hk.nn.PartialFC(16, 100, sample_rate=0.3, sub_centers=2, dtype=torch.float64)
+    x, target = torch.randn(8, 16, dtype=torch.float64), torch.randint(100, (8,))
+    before = torch.zeros_like(head.weight)
+    for _ in range(3):
+        head(x, target).backward()
+        gradient = head.weight.grad
+        assert gradient.is_sparse and gradient.is_coalesced()
+        rows = gradient.indices()[0]
+        assert (rows.diff() > 0).all()
+        alone = copy.deepcopy(head)
+        alone.zero_grad()
+        alone.draws -= 1
+        alone(x, target).backward()
+        assert alone.weight.grad.is_coalesced()
+        torch.testing.assert_close(gradient.to_dense(), before + alone.weight.grad.to_dense())
+        before = gradient.to_dense()
