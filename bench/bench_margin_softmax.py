@@ -60,22 +60,22 @@ def cases(settings: Settings) -> Iterator[Case]:
         headline = [(1_000, f32), (10_000, f32), (100_000 if settings.full else 10_000, bf16)]
         headline += [(100_000, f32)] if settings.full else []
         classes, by_classes = (1_000, 10_000, 100_000, 1_000_000, 10_000_000), (128, 128)
-        skip, plain_classes = 100_000 if settings.full else 20_000, 100_000
+        skip, plain_classes = 100_000 if settings.full else 20_000, 30_000
     for c, dtype in headline:
         yield _arcface(STEP, n, c, d, dtype, settings, variants=True)
     for c in classes if settings.full else classes[:3]:
         yield _arcface(BY_CLASSES, by_classes[0], c, by_classes[1], half, settings)
-    for trained in (0.0, 0.5, 0.8, 0.95, 1.0) if settings.full else (0.95,):
+    for trained in (0.0, 0.5, 0.95, 1.0) if settings.full else (0.95,):
         yield _skip(n, skip, d, trained, half, settings)
     if not settings.full:
         return
-    for rows in (16, 64, 256, 1_024):
+    for rows in (16, 128, 1_024):
         yield _arcface(BY_ROWS, rows, 20_000, 256, half, settings)
-    for size in (64, 128, 256, 512, 1_024):
+    for size in (64, 256, 1_024):
         yield _arcface(BY_SIZE, 128, 20_000, size, half, settings)
-    for centres in (1, 2, 4, 8):
+    for centres in (1, 3, 8):
         yield _sub_centers(128, 10_000, centres, 256, half, settings)
-    for dtype in (torch.float64, f32, bf16, torch.float16):
+    for dtype in (torch.float64, bf16, torch.float16):
         yield _arcface("ArcFace by dtype", 128, 20_000, 256, dtype, settings)
     yield _cosface(n, plain_classes, d, settings)
     yield _plain(n, plain_classes, d, half, settings)
@@ -142,7 +142,7 @@ def _arcface(op: str, n: int, c: int, d: int, dtype: torch.dtype, settings: Sett
             others = (single.contender("  the same in float32", heads.fused(ARCFACE), judged=False),)
         return problem.compare(contenders, heads.arcface, others)
 
-    return Case(op, f"N={n} C={c} D={d}", dtype, build)
+    return Case(op, f"N={n} C={c} D={d}", dtype, build, samples=11 if c <= 1_000_000 or settings.cuda else 3)
 
 
 def _cosface(n: int, c: int, d: int, settings: Settings) -> Case:

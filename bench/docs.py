@@ -8,9 +8,10 @@ op, shape and dtype::
 
 ``rows`` gives every contender of the one case. ``cases`` gives a line to each case and a column to each contender, as
 times of ours; there op, shape and dtype are lists, parted by ``|``, and an empty one takes all. ``compiled`` gives what
-the compiler says of the kernels of a family for a target and dtype::
+the compiler says of the kernels of a family for a target and dtype, ``ranks`` what `bench.partial_fc` found::
 
     <!-- compiled: gpu/compiled.json; pair_mining; sm_90; bf16 -->
+    <!-- ranks: cpu-epyc-2-cores/partial_fc.json -->
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .report import number, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-BLOCK = re.compile(r"(<!-- (rows|cases|compiled): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (rows|cases|compiled|ranks): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {"  workspace=0": "hyperkernels, `workspace=0`", "  workspace=all": "hyperkernels, everything kept"}
 
 
@@ -76,6 +77,21 @@ def compiled_table(kernels: list[dict[str, Any]], family: str, target: str, dtyp
     return _markdown(["kernel", "tile", "warps", "registers", "shared, KB", "blocks / multiprocessor"], lines)
 
 
+def ranks_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        [
+            *(f"{row[name]:,}" for name in ("classes", "ranks", "size")),
+            f"{row['ranks'] * row['rows']}",
+            "all" if row["sample_rate"] == 1 else f"{row['sample_rate']:.0%}",
+            *(f"{row[name]:,.1f}" for name in ("weight_mib", "peak_mib", "predicted_mib", "received_kib")),
+        ]
+        for row in rows
+    ]
+    sizes = ["classes", "ranks", "D", "N", "sampled"]
+    found = ["weight of a rank, MiB", "peak of a step above it, MiB", "by the formulas, MiB", "received, KiB"]
+    return _markdown(sizes + found, lines)
+
+
 def _family(name: str) -> str:
     """One name for a peer's several functions and for the floors."""
     return next((family for family in ("floor", "pytorch-metric-learning") if name.startswith(family)), name)
@@ -120,6 +136,8 @@ def written(text: str) -> str:
         file, *keys = (part.strip() for part in wanted.split(";"))
         if kind == "compiled":
             return opening + compiled_table(json.loads((RESULTS / file).read_text())["kernels"], *keys) + closing
+        if kind == "ranks":
+            return opening + ranks_table(json.loads((RESULTS / file).read_text())["rows"]) + closing
         ops, shapes, dtypes = ([part.strip() for part in key.split("|") if part.strip()] for key in keys)
         _, rows = read_json(RESULTS / file)
         mine = [

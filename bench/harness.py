@@ -17,7 +17,8 @@ from . import memory
 
 OURS = "hyperkernels"
 WARM_UP = 2  # rounds thrown away
-PATIENCE = 5.0  # seconds: a peer that takes longer is timed once, and its row says so
+PATIENCE = 3.0  # seconds: a peer that takes longer is timed in three rounds only, and its row says so
+PATIENT_ROUNDS = 3
 CUDA_CALLS = 10  # in one sample: the queue stays full, so the gaps of single launches are not charged to the kernel
 LEVELS = ("quick", "default", "full")
 
@@ -150,26 +151,33 @@ def measure(case: Case, benchmark: Any, clock: Stopwatch) -> list[Row]:
     """Rows of all contenders. ``benchmark`` is pytest-benchmark's fixture, under ``clock`` as its timer: it times our
     rounds; every other contender is timed in the same round, before ours, so that a noisy machine favours none."""
     comparison = case.build()
-    facts, times = _first_calls(case, comparison, clock)
-    in_turn = [c for c in comparison.contenders if times.get(c.name) == []]
-    rounds = itertools.count()
+    facts, slow = _first_calls(case, comparison, clock)
+    in_turn = [c for c in comparison.contenders if c.name in slow]
+    times: dict[str, list[float]] = {c.name: [] for c in in_turn}
+    rounds = itertools.count(-WARM_UP)
     turn = 0
+
+    def take_turn(c: Contender) -> None:
+        if slow[c.name] and not 0 <= turn < PATIENT_ROUNDS:
+            return
+        seconds = clock.time(c.run, turn, comparison.input_sets)
+        if turn >= 0:
+            times[c.name].append(seconds)
 
     def others() -> None:
         nonlocal turn
         turn = next(rounds)
         bar.update()
         for c in in_turn[1:]:
-            times[c.name].append(clock.time(c.run, turn, comparison.input_sets))
+            take_turn(c)
 
     def ours() -> None:
-        times[OURS].append(clock.time(in_turn[0].run, turn, comparison.input_sets))
+        take_turn(in_turn[0])
 
     benchmark.group = f"{case.op} {dtype_name(case.dtype)}"
     with tqdm(total=case.samples + WARM_UP, desc=str(case), leave=False, disable=None) as bar:
         benchmark.pedantic(ours, setup=others, rounds=case.samples, warmup_rounds=WARM_UP)
-    samples = {name: seconds[WARM_UP:] if len(seconds) > 1 else seconds for name, seconds in times.items()}
-    medians = {name: statistics.median(seconds) for name, seconds in samples.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     floor = min((medians[c.name] for c in comparison.contenders if c.is_floor), default=None)
     return [
         Row(
@@ -179,7 +187,7 @@ def measure(case: Case, benchmark: Any, clock: Stopwatch) -> list[Row]:
             name=c.name,
             is_floor=c.is_floor,
             **facts[c.name],
-            **(_times(samples[c.name], comparison, floor, medians[OURS]) if c.name in samples else {}),
+            **(_times(times[c.name], comparison, floor, medians[OURS]) if c.name in times else {}),
         )
         for c in comparison.contenders
     ]
@@ -202,11 +210,11 @@ def _times(seconds: list[float], comparison: Comparison, floor: float | None, ou
 
 def _first_calls(
     case: Case, comparison: Comparison, clock: Stopwatch
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
-    """What the first calls tell of every contender (memory, error), and a list for the times of those that fit into the
-    machine's memory: empty, or with its one entry where the contender is too slow to wait for."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, bool]]:
+    """What the first calls tell of every contender (memory, error), and which of them fit into the machine's memory:
+    those have an entry, whether they are too slow to wait for."""
     facts: dict[str, dict[str, Any]] = {}
-    times: dict[str, list[float]] = {}
+    slow: dict[str, bool] = {}
     for c in comparison.contenders:
         known = facts[c.name] = {}
         try:
@@ -225,6 +233,5 @@ def _first_calls(
                 raise
             known["out_of_memory"] = True
             continue
-        slow = seconds > PATIENCE and c.name != OURS and not c.is_floor
-        times[c.name] = [seconds] if slow else []
-    return facts, times
+        slow[c.name] = seconds > PATIENCE and c.name != OURS and not c.is_floor
+    return facts, slow

@@ -131,7 +131,7 @@ def searches(sets: list[tuple[Embeddings, Embeddings]], k: int) -> dict[str, Cal
             index.add(ref.numpy())
             indices.append(index)
         found["faiss IndexFlatIP"] = lambda i: indices[i].search(sets[i][0].numpy(), k)
-    if present("pykeops"):
+    if present("pykeops") and (not on_cpu or len(sets[0][0]) <= 2_048):  # beyond, a call takes minutes on a CPU
         from pykeops.torch import LazyTensor
 
         def keops(i: int) -> object:

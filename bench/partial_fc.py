@@ -1,22 +1,27 @@
-"""``python -m bench.partial_fc [--ranks W] [--classes C ...] [--rows n] [--size D] [--sample-rate r]``: a step of
-``hk.nn.PartialFC`` on gloo processes of this machine: the bytes that travel, the peak memory of a rank, the time."""
+"""``python -m bench.partial_fc [--json FILE]``: steps of ``hk.nn.PartialFC`` on gloo processes of this machine: the
+bytes that travel, the peak memory of a rank, the time. ``--setup W C D n r`` takes another: ranks, classes, embedding
+size, rows of each rank, share of the classes sampled."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import statistics
 import tempfile
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from tabulate import tabulate
+from tqdm import tqdm
 
 import hyperkernels as hk
 
 from .memory import peak_bytes
+from .report import environment
 
 COLLECTIVES = ("all_gather_single", "all_gather_into_tensor", "all_reduce", "all_to_all_single")
 
@@ -43,60 +48,89 @@ def received(call: Any) -> int:
     return total
 
 
-def _rank(rank: int, store: str, options: argparse.Namespace, queue: Any) -> None:
+class Setup(NamedTuple):
+    ranks: int
+    classes: int
+    size: int
+    rows: int  # of each rank
+    sample_rate: float
+
+
+SETUPS = (
+    Setup(2, 200_000, 128, 64, 1.0),
+    Setup(2, 800_000, 128, 64, 1.0),
+    Setup(4, 800_000, 128, 64, 1.0),
+    Setup(2, 1_000_000, 512, 32, 1.0),
+    Setup(2, 800_000, 128, 64, 0.1),
+    Setup(2, 3_125_000, 512, 32, 0.1),  # the shard of a rank at 100 million classes on 64
+)
+
+
+def predicted_bytes(setup: Setup) -> float:
+    """Of a step beyond the weight, in float32: gradient, cosines kept, gathered embeddings, statistics, the draw."""
+    local, n = setup.classes / setup.ranks, setup.rows * setup.ranks
+    part = max(round(setup.sample_rate * local), min(local, n))
+    kept = min(4 * n * part, part * setup.size)
+    draw = 32 * local if setup.sample_rate < 1 else 0
+    return 4 * setup.size * part + max(kept, draw) + 12 * setup.size * n + (100 + 12 * setup.ranks) * n
+
+
+def _rank(rank: int, store: str, setup: Setup, queue: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=options.ranks)
-    for classes in options.classes:
-        head = hk.nn.PartialFC(options.size, classes, sample_rate=options.sample_rate, batch_size=options.rows)
-        x = torch.randn(options.rows, options.size, requires_grad=True)
-        target = torch.randint(classes, (options.rows,))
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=setup.ranks)
+    head = hk.nn.PartialFC(setup.size, setup.classes, sample_rate=setup.sample_rate, batch_size=setup.rows)
+    x = torch.randn(setup.rows, setup.size, requires_grad=True)
+    target = torch.randint(setup.classes, (setup.rows,))
 
-        def step(head: hk.nn.PartialFC = head, x: torch.Tensor = x, target: torch.Tensor = target) -> None:
-            head.weight.grad = x.grad = None
-            head(x, target).backward()
-
-        step()
-        travelled = received(step)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - start)
+    def step() -> None:
         head.weight.grad = x.grad = None
-        dist.barrier()
-        peak = peak_bytes(step)
-        if rank == 0:
-            queue.put((classes, head.weight.numel() * 4, peak, travelled, statistics.median(times)))
-        del head, x
-        dist.barrier()
+        head(x, target).backward()
+
+    step()
+    travelled = received(step)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    head.weight.grad = x.grad = None
+    dist.barrier()
+    peak = peak_bytes(step)
+    if rank == 0:
+        found = {"weight_mib": head.weight.numel() * 4 / 2**20, "peak_mib": peak / 2**20}
+        queue.put(found | {"received_kib": travelled / 2**10, "step_ms": statistics.median(times) * 1e3})
+    dist.barrier()
     dist.destroy_process_group()
+
+
+def measure(setup: Setup) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (f"file://{folder}/store", setup, queue)
+        ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(setup.ranks)]
+        for process in ranks:
+            process.start()
+        found = queue.get(timeout=600)
+        for process in ranks:
+            process.join()
+    return {**setup._asdict(), **found, "predicted_mib": predicted_bytes(setup) / 2**20}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.partial_fc", description=__doc__)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--classes", type=int, nargs="+", default=[100_000, 400_000])
-    parser.add_argument("--rows", type=int, default=64, help="of each rank")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--sample-rate", type=float, default=1.0)
+    parser.add_argument("--setup", nargs=5, metavar=("W", "C", "D", "n", "r"), help="another setup")
+    parser.add_argument("--json", type=Path, help="write the rows there as well")
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        store = f"file://{folder}/store"
-        ranks = [context.Process(target=_rank, args=(rank, store, options, queue)) for rank in range(options.ranks)]
-        for process in ranks:
-            process.start()
-        rows = [queue.get() for _ in options.classes]
-        for process in ranks:
-            process.join()
-    print(f"{options.ranks} ranks, {options.rows} rows each, D = {options.size}, sample_rate {options.sample_rate}")
-    table = [
-        (classes, weight / 2**20, peak / 2**20, travelled / 2**10, seconds * 1e3)
-        for classes, weight, peak, travelled, seconds in rows
-    ]
-    headers = ["classes", "weight of a rank, MiB", "peak of a step above it, MiB", "received, KiB", "step, ms"]
-    print(tabulate(table, headers, floatfmt=",.1f", intfmt=","))
+    setups = SETUPS
+    if options.setup:
+        setups = (Setup(*map(int, options.setup[:4]), float(options.setup[4])),)
+    rows = [measure(setup) for setup in tqdm(setups, disable=None)]
+    print(tabulate(rows, headers="keys", floatfmt=",.1f", intfmt=","))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {"command": "python -m bench.partial_fc", "environment": environment("cpu"), "rows": rows}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
