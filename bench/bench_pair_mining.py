@@ -33,7 +33,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         sweep = [4_096, 16_384] if settings.full else []
         sizes = {HARD: [*sweep, 65_536], STEP: [*sweep, 65_536], SUPCON: [65_536], TOP: [*sweep, 65_536], FORMING: []}
     elif settings.full:
-        miner = [1_024, 2_048, 4_096, 8_192, 16_384, 32_768]
+        miner = [1_024, 2_048, 4_096, 8_192, 16_384]
         sizes = {HARD: miner, STEP: miner[:4], FORMING: [4_096], SUPCON: [8_192], TOP: [4_096, 20_000]}
     else:
         sizes = {HARD: [1_024, 4_096], STEP: [1_024, 2_048], FORMING: [2_048], SUPCON: [2_048], TOP: [4_096]}

@@ -3,7 +3,7 @@
 A table stands between two comments, and the first says what it shows, relative to bench/results: a file, and rows by
 op, shape and dtype::
 
-    <!-- rows: cpu-epyc-2-cores/bench.json; supcon forward+backward; N=8192 D=512; float32 -->
+    <!-- rows: cpu-epyc-2-cores/pair_mining.json; supcon forward+backward; N=8192 D=512; float32 -->
     <!-- end -->
 
 ``rows`` gives every contender of the one case. ``cases`` gives a line to each case and a column to each contender, as

@@ -94,9 +94,11 @@ LOSSES = [
     ),
     Mutant(
         "SupCon pairs a row with itself", "losses/softmax.py",
-        """positive = pairs.statistics("positive", moments""",
-        """itself = Pairs(pairs.x, pairs.labels, pairs.x, pairs.labels, similarity=pairs.similarity)
-    positive = itself.statistics("positive", moments""",
+        "    loss = cross_entropy(negative.value, of_statistics(positive, scale, 0.0))\n",
+        """    itself = Pairs(pairs.x, pairs.labels, pairs.x, pairs.labels, similarity=pairs.similarity)
+    positive = itself.statistics("positive", moments=True, transform=LINEAR, scale=scale)
+    loss = cross_entropy(negative.value, of_statistics(positive, scale, 0.0))
+""",
         caught_by=["tests/test_losses_softmax.py::test_supcon[one_set]"],
     ),
     Mutant(
