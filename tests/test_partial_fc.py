@@ -131,6 +131,15 @@ def test_alone_it_is_an_ordinary_head(sample_rate):
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
+@pytest.mark.parametrize("sample_rate", [0.0, 0.01, 0.3, 1.0])
+def test_a_batch_of_no_rows(sample_rate):
+    head = hk.nn.PartialFC(4, 10, sample_rate=sample_rate)
+    x = torch.zeros(0, 4, requires_grad=True)
+    loss = head(x, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss == 0 and x.grad.shape == x.shape and not head.weight.grad.to_dense().any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

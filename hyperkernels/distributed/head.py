@@ -40,9 +40,9 @@ class Shard(NamedTuple):
 
     def samples(self, rank: int, rows: int) -> int:
         """How many classes of a rank take part, given the rows of the global batch: a number that the sizes alone
-        decide, with room for every class that the rows may belong to."""
+        decide, with room for every class that the rows may belong to, and never none of those that there are."""
         size = self.shards.size(rank)
-        return max(round(self.sample_rate * size), min(size, rows))
+        return max(round(self.sample_rate * size), min(size, max(rows, 1)))
 
     def taking_part(self, rows: int) -> int:
         """How many classes of all ranks take part."""

@@ -42,8 +42,8 @@ class PartialFC(MarginHead):
             move alike on all ranks. A callable of the user's own that draws at random must draw alike on all ranks.
         scale: inverse temperature s, above 0.
         sample_rate: in [0, 1]; below 1, every training step takes this share of each rank's classes: those of the
-            global batch, and others at random. It takes min(num_local, N) where that is more, so that the number
-            depends on sizes alone and holds every class of the batch. The gradient of ``weight`` is then a sparse
+            global batch, and others at random. It takes min(num_local, max(N, 1)) where that is more, so that the
+            number depends on sizes alone and holds every class of the batch. The gradient of ``weight`` is then a sparse
             tensor of the rows that took part, for ``hk.optim``; the others neither decay nor drift. In evaluation all
             classes take part.
         sub_centers: K, at least 1.
