@@ -194,3 +194,46 @@ def test_a_sampled_gradient_says_that_its_rows_are_distinct():
         assert alone.weight.grad.is_coalesced()
         torch.testing.assert_close(gradient.to_dense(), before + alone.weight.grad.to_dense())
         before = gradient.to_dense()
+
+
+@pytest.mark.parametrize("others", [[7, 7, 7, 9, 7], [7, 7]])
+def test_a_gradient_from_elsewhere_is_not_said_to_be_distinct(others):
+    """However many rows it has."""
+    head = hk.nn.PartialFC(4, 100, sample_rate=0.05)
+    loss = head(torch.randn(3, 4), torch.tensor([1, 2, 3]))
+    torch.nn.functional.embedding(torch.tensor(others), head.weight, sparse=True).sum().backward()
+    assert not head.weight.grad.is_coalesced()
+    wanted = head.weight.grad.to_dense()
+    head.weight.grad = None
+    loss.backward()
+    assert head.weight.grad.is_coalesced()
+    wanted += head.weight.grad.to_dense()
+    torch.nn.functional.embedding(torch.tensor(others), head.weight, sparse=True).sum().backward()
+    torch.testing.assert_close(head.weight.grad.to_dense(), wanted)
+    torch.testing.assert_close(head.weight.grad.coalesce().to_dense(), wanted)
+
+
+def test_sampled_with_a_weight_that_is_frozen_or_computed():
+    head = hk.nn.PartialFC(4, 100, sample_rate=0.05)
+    x, target = torch.randn(3, 4, requires_grad=True), torch.tensor([1, 2, 3])
+    computed = torch.func.functional_call(head, {"weight": head.weight * 1.0}, (x, target))
+    computed.backward()
+    head.draws -= 1
+    head.weight.requires_grad_(False)
+    frozen = head(x, target)
+    (dx,) = torch.autograd.grad(frozen, x)
+    assert torch.equal(frozen, computed)
+    torch.testing.assert_close(dx, x.grad)
+
+
+def test_sampled_with_the_update_in_the_backward():
+    heads = [hk.nn.PartialFC(4, 100, sample_rate=0.05, dtype=torch.float64) for _ in range(2)]
+    optimizers = [hk.optim.AdamW(head.parameters(), 0.1) for head in heads]
+    hk.optim.update_in_backward(heads[0].weight, optimizers[0])
+    for _ in range(3):
+        x, target = torch.randn(3, 4, dtype=torch.float64), torch.randint(100, (3,))
+        for head, optimizer in zip(heads, optimizers, strict=True):
+            head(x, target).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(heads[0].weight, heads[1].weight, rtol=1e-12, atol=1e-12)

@@ -146,7 +146,7 @@ class PartialFC(MarginHead):
         self.class_start, self.num_local = self.shards.start(self.rank), self.shards.size(self.rank)
         shape = (self.num_local * sub_centers, embedding_size)
         self.weight = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self._sampled_rows, self._marked = 0, 0
+        self._marked = 0
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64, device=device))
         self.reset_parameters()
 
@@ -189,23 +189,28 @@ class PartialFC(MarginHead):
         if shard.sample_rate == 1:
             return None
         count = shard.samples(self.rank, len(local))
-        self._mark_gradient(count * self.sub_centers)
+        self._mark_gradient()
         return sample_classes(local, self.class_start, self.num_local, count, self.seed, step)
 
-    def _mark_gradient(self, rows: int) -> None:
-        """Have the next gradient of the weight, if it holds so many rows, say that they are in order and distinct.
-        Autograd drops that flag; without it an optimiser would sort and copy the rows, and on CUDA wait for them."""
-        self._sampled_rows = rows
-        if self._marked == id(self.weight):
+    def _mark_gradient(self) -> None:
+        """Have the gradient of the weight say that its rows are in order and distinct where they come so. Autograd
+        drops that flag; without it an optimiser would sort and copy the rows, and on CUDA wait for them."""
+        if self._marked == id(self.weight) or not (self.weight.requires_grad and self.weight.is_leaf):
             return
-        module = weakref.ref(self)
+        distinct, owner = False, weakref.ref(self.weight)  # the hooks belong to the weight
+
+        def look(gradient: torch.Tensor | None) -> None:  # None where the weight is updated in its backward
+            nonlocal distinct
+            weight = owner()
+            # One that adds to what is there is left to the sum.
+            alone = gradient is not None and weight is not None and weight.grad is None
+            distinct = alone and gradient.is_sparse and gradient.is_coalesced()
 
         def mark(weight: torch.Tensor) -> None:
-            own, gradient = module(), weight.grad
-            # Gradients that add up hold the rows of all of them: as many only where they are the same.
-            if own is not None and gradient is not None and gradient.is_sparse and gradient._nnz() == own._sampled_rows:
-                gradient._coalesced_(True)
+            if distinct and weight.grad is not None and weight.grad.is_sparse:
+                weight.grad._coalesced_(True)
 
+        self.weight.register_hook(look)
         self.weight.register_post_accumulate_grad_hook(mark)
         self._marked = id(self.weight)
 
