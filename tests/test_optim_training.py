@@ -89,6 +89,57 @@ def test_a_checkpoint_continues_the_run(ours, peer, dtype):
     assert torch.equal(weight, resumed)
 
 
+@pytest.mark.parametrize(
+    ("make", "old", "said"),
+    [
+        (hk.optim.AdamW, lambda p: torch.optim.AdamW(p, amsgrad=True), "amsgrad must be False"),
+        (hk.optim.SGD, torch.optim.AdamW, "that of SGD; it has no dampening, momentum, nesterov"),
+        (hk.optim.AdamW, hk.optim.SGD, "that of AdamW; it has no amsgrad, betas, eps"),
+    ],
+)
+def test_a_checkpoint_of_other_options_is_refused(make, old, said):
+    """Nothing of it is loaded."""
+    weight = parameter(4, 3)
+    before = old([weight])
+    random_gradients([weight])
+    before.step()
+    optimizer = make([weight])
+    with pytest.raises(ValueError, match=said):
+        optimizer.load_state_dict(before.state_dict())
+    assert not optimizer.state and optimizer.param_groups == make([weight]).param_groups
+
+
+def test_a_checkpoint_of_other_rows_is_refused():
+    weight = parameter(4, 3)
+    optimizer = hk.optim.SGD([weight])
+    random_gradients([weight])
+    optimizer.step()
+    with pytest.raises(ValueError, match="a step for each of the 5 rows; got 4"):
+        hk.optim.SGD([parameter(5, 3)]).load_state_dict(optimizer.state_dict())
+
+
+def test_hooks_may_change_what_is_loaded():
+    weight = parameter(4, 3, dtype=torch.bfloat16)
+    optimizer = hk.optim.SGD([weight], momentum=0.9)
+    random_gradients([weight])
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    wanted = saved["state"][0]["momentum_buffer"] * 3
+    other = hk.optim.SGD([weight], momentum=0.9)
+
+    def thrice(_, state):
+        state = copy.deepcopy(state)
+        state["state"][0]["momentum_buffer"] *= 3
+        return state
+
+    other.register_load_state_dict_pre_hook(thrice)
+    other.register_load_state_dict_post_hook(lambda found: found.state[weight]["momentum_buffer"].neg_())
+    other.load_state_dict(saved)
+    assert torch.equal(other.state[weight]["momentum_buffer"], -wanted) and wanted.dtype == torch.float32
+    other.load_state_dict(saved)  # nothing of ours stays behind
+    assert torch.equal(other.state[weight]["momentum_buffer"], -wanted)
+
+
 @BOTH
 def test_a_checkpoint_of_torch_is_taken(ours, peer):
     mine = [parameter(4, 3), parameter(), parameter(2)]
@@ -167,6 +218,7 @@ def test_clipping_can_refuse_what_is_not_finite():
     [
         (hk.optim.SGD, {"lr": -1.0}, ValueError, "lr must be at least 0"),
         (hk.optim.SGD, {"lr": torch.ones(2)}, ValueError, "lr must be a number or a tensor of one element"),
+        (hk.optim.SGD, {"lr": torch.tensor(-1.0)}, ValueError, "lr must be at least 0"),
         (hk.optim.SGD, {"momentum": -0.1}, ValueError, "momentum must be at least 0"),
         (hk.optim.SGD, {"weight_decay": -0.1}, ValueError, "weight_decay must be at least 0"),
         (hk.optim.SGD, {"nesterov": True}, ValueError, "nesterov needs a momentum"),

@@ -68,6 +68,8 @@ class RowOptimizer(torch.optim.Optimizer):
             _check.number("lr", lr, minimum=0.0)
         elif lr.numel() != 1:
             raise ValueError(f"lr must be a number or a tensor of one element; got shape {tuple(lr.shape)}")
+        elif lr.device.type == "cpu":
+            _check.number("lr", lr.item(), minimum=0.0)
         _check.number("weight_decay", group["weight_decay"], minimum=0.0)
         self._check_options(group)
         super().add_param_group(param_group)
@@ -158,12 +160,41 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, except that state keeps its dtype where torch would round it to the parameter's. A state of the
-        optimiser of the same name in ``torch.optim`` is taken as well: every row has made its steps."""
-        super().load_state_dict(state_dict)
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        optimiser of the same name in ``torch.optim`` is taken as well: every row has made its steps.
+
+        Raises:
+            ValueError: options or steps that this optimiser cannot have.
+        """
+        given: dict[str, Any] = {}  # as the hooks of others leave it
+
+        def before(_: torch.optim.Optimizer, found: dict[str, Any]) -> None:
+            self._check_groups(found["param_groups"])
+            given.update(found)
+
+        hooks = (
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(lambda _: self._keep(given), prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _check_groups(self, groups: list[dict[str, Any]]) -> None:
+        names = set(self.defaults) - {"differentiable"}  # torch adds it to the defaults itself
+        for group in groups:
+            lacking = sorted(names - set(group))
+            if lacking:
+                raise ValueError(f"state_dict must be that of {type(self).__name__}; it has no {', '.join(lacking)}")
+            self._check_options(group)
+
+    def _keep(self, given: dict[str, Any]) -> None:
+        """Put in the place of what torch has cast what was given."""
+        saved_ids = [i for group in given["param_groups"] for i in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for i, parameter in zip(saved_ids, parameters, strict=True):
-            saved = state_dict["state"].get(i)
+            saved = given["state"].get(i)
             if saved is None:
                 continue
             state = self.state[parameter]
@@ -174,4 +205,6 @@ class RowOptimizer(torch.optim.Optimizer):
             rows = parameter.shape[0] if parameter.dim() else 1
             begun = any(isinstance(value, torch.Tensor) for value in saved.values())
             step = torch.as_tensor(saved.get("step", int(begun)), device=parameter.device)
+            if step.dim() and len(step) != rows:
+                raise ValueError(f"state_dict must have a step for each of the {rows} rows; got {len(step)}")
             state["step"] = step.to(torch.int32).expand(rows).contiguous()
