@@ -173,6 +173,26 @@ def test_scaled_loss():
     torch.testing.assert_close([g * 1024 for g in one], list(many))
 
 
+def test_update_in_the_backward():
+    """Of all classes; of sampled ones it would not move the others, which insightface's momentum and decay do."""
+    heads = [PartialFC_V2(ArcFace(), 5, 9, dtype=torch.float64) for _ in range(2)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    optimizers = [hk.optim.SGD(head.parameters(), 0.1, momentum=0.9, weight_decay=0.1) for head in heads]
+    hk.optim.update_in_backward(heads[0].weight, optimizers[0])
+    for _ in range(3):
+        x, labels = torch.randn(6, 5, dtype=torch.float64), torch.randint(9, (6,))
+        for head, optimizer in zip(heads, optimizers, strict=True):
+            head(x, labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(heads[0].weight, heads[1].weight, rtol=1e-12, atol=1e-12)
+    heads[0].sample_rate = 0.5
+    with pytest.raises(RuntimeError, match="sample_rate < 1"):
+        heads[0](x, labels)
+    with torch.no_grad():
+        heads[0](x, labels)
+
+
 @pytest.mark.parametrize("sample_rate", [1.0, 0.5])
 def test_half_precision(sample_rate):
     """fp16=True rounds what is multiplied; fp16=False is float32 in spite of an autocast around it."""

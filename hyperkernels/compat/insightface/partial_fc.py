@@ -143,6 +143,11 @@ class PartialFC_V2(PartialFC):
         with torch.autocast(x.device.type, torch.float16, enabled=self.fp16):
             head, _ = self.head(x, labels, step)
         if head.sampled is not None:
+            if head.receiver is not None and torch.is_grad_enabled():
+                raise RuntimeError(
+                    "weight must not be updated in its backward with sample_rate < 1: its gradient is a whole matrix "
+                    "then, as insightface's; hk.nn.PartialFC updates the sampled rows alone"
+                )
             head = head._replace(weight=_DenseGradient.apply(head.weight))
         rows, _, head = losses.margin_softmax(head, shared(margin, ~self.seed, step), "none", 0.0, "all")
         rows = rows - (rows.detach() - LARGEST_LOSS).clamp_min(0)
