@@ -6,10 +6,7 @@ import torch
 
 from .. import _check
 from ..margin_softmax.op import accumulate_dtype
-
-
-def _values(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient._values() if gradient.is_sparse else gradient
+from ..optim.clip import gradient_values
 
 
 @torch.no_grad()
@@ -34,19 +31,17 @@ def clip_grad_norm_(module: torch.nn.Module, max_norm: float) -> torch.Tensor:
     gradients, squares = [], []
     for parameter in module.parameters():
         head = heads.get(parameter)
-        gradient = parameter.grad
-        if gradient is None and head is None:
+        if parameter.grad is None and head is None:
             continue
-        if gradient is not None and gradient.is_sparse and not gradient.is_coalesced():
-            gradient = parameter.grad = gradient.coalesce()
+        gradient = None if parameter.grad is None else gradient_values(parameter)
         square = torch.zeros((), dtype=torch.float64, device=parameter.device)
         if gradient is not None:
             dtype = accumulate_dtype(gradient.dtype)
-            norm: Any = torch.linalg.vector_norm(_values(gradient), dtype=dtype)
+            norm: Any = torch.linalg.vector_norm(gradient, dtype=dtype)
             square = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).double() ** 2
         squares.append(square if head is None else head.ranks.all_gather(square[None]).sum())
         if gradient is not None:
-            gradients.append(_values(gradient))
+            gradients.append(gradient)
     total = torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for gradient in gradients:

@@ -43,9 +43,9 @@ class PartialFC(MarginHead):
         scale: inverse temperature s, above 0.
         sample_rate: in [0, 1]; below 1, every training step takes this share of each rank's classes: those of the
             global batch, and others at random. It takes min(num_local, max(N, 1)) where that is more, so that the
-            number depends on sizes alone and holds every class of the batch. The gradient of ``weight`` is then a sparse
-            tensor of the rows that took part, for ``hk.optim``; the others neither decay nor drift. In evaluation all
-            classes take part.
+            number depends on sizes alone and holds every class of the batch. The gradient of ``weight`` is then a
+            sparse tensor of the rows that took part, for ``hk.optim``; the others neither decay nor drift. In
+            evaluation all classes take part.
         sub_centers: K, at least 1.
         process_group: the ranks that share the classes; None takes the default group where torch.distributed is
             initialised, this process alone where it is not. gloo and NCCL serve.
@@ -203,8 +203,8 @@ class PartialFC(MarginHead):
             nonlocal distinct
             weight = owner()
             # One that adds to what is there is left to the sum.
-            alone = gradient is not None and weight is not None and weight.grad is None
-            distinct = alone and gradient.is_sparse and gradient.is_coalesced()
+            first = weight is not None and weight.grad is None
+            distinct = first and gradient is not None and gradient.is_sparse and gradient.is_coalesced()
 
         def mark(weight: torch.Tensor) -> None:
             if distinct and weight.grad is not None and weight.grad.is_sparse:

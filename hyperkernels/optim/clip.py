@@ -5,6 +5,16 @@ from collections.abc import Iterable
 import torch
 
 
+def gradient_values(parameter: torch.Tensor) -> torch.Tensor:
+    """The numbers of its gradient, to be written in place; a sparse one is coalesced first."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.layout != torch.sparse_coo:
+        return gradient
+    parameter.grad = gradient.coalesce()
+    return parameter.grad.values()
+
+
 @torch.no_grad()
 def clip_grad_norm_(
     parameters: torch.Tensor | Iterable[torch.Tensor],
@@ -27,15 +37,7 @@ def clip_grad_norm_(
         The norm that all gradients had together, a scalar.
     """
     parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            continue
-        if parameter.grad.layout == torch.sparse_coo:
-            parameter.grad = parameter.grad.coalesce()
-            gradients.append(parameter.grad.values())
-        else:
-            gradients.append(parameter.grad)
+    gradients = [gradient_values(parameter) for parameter in parameters if parameter.grad is not None]
     total = torch.nn.utils.get_total_norm(gradients, norm_type, error_if_nonfinite, foreach)
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for gradient in gradients:

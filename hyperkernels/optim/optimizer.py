@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _check
+from ..margin_softmax.op import accumulate_dtype
 
 
 class Scaling(NamedTuple):
@@ -33,10 +34,6 @@ def _matrix(tensor: torch.Tensor) -> torch.Tensor:
     """[rows, whatever one row holds], contiguous: a view wherever the tensor is contiguous."""
     rows = tensor.shape[0] if tensor.dim() else 1
     return tensor.detach().contiguous().view(rows, tensor.numel() // max(rows, 1))
-
-
-def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -154,7 +151,7 @@ class RowOptimizer(torch.optim.Optimizer):
         for name in names:
             if state.get(name) is None:
                 state[name] = torch.zeros_like(
-                    parameter, dtype=_accumulate_dtype(parameter.dtype), memory_format=torch.contiguous_format
+                    parameter, dtype=accumulate_dtype(parameter.dtype), memory_format=torch.contiguous_format
                 )
         return {name: state[name] for name in ("step", *names)}
 
@@ -200,7 +197,7 @@ class RowOptimizer(torch.optim.Optimizer):
             state = self.state[parameter]
             for name, value in saved.items():
                 if isinstance(value, torch.Tensor) and name != "step":
-                    dtype = _accumulate_dtype(parameter.dtype) if value.is_floating_point() else value.dtype
+                    dtype = accumulate_dtype(parameter.dtype) if value.is_floating_point() else value.dtype
                     state[name] = value.to(parameter.device, dtype)
             rows = parameter.shape[0] if parameter.dim() else 1
             begun = any(isinstance(value, torch.Tensor) for value in saved.values())
