@@ -174,3 +174,12 @@ def names(case: Case) -> list[str]:
     sides = ("", "column_") if case.columns is not None else ("",)
     gradients = ["dx"] if case.problem.ref is None else ["dx", "dref"]
     return [prefix + name for prefix in sides for name in Statistics._fields] + gradients
+
+
+def arguments_of(case: Case, tile: op.Tile | None = None) -> list[Any]:
+    """Of the op."""
+    given = case.columns or op.Columns()
+    return [
+        *case.problem, case.scale, case.offset, case.columns is not None, *given, case.moments, case.extremes,
+        *case.transform, *(tile or op.Tile(4, 8)),
+    ]  # fmt: skip

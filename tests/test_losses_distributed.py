@@ -3,6 +3,7 @@
 from functools import partial
 
 import distributed_pair_cases as cases
+import distributed_pair_costs as costs
 import pytest
 import torch
 from partial_fc_ranks import launch
@@ -16,7 +17,7 @@ CHECKS = {
     **{name: partial(cases.check_other, name) for name in cases.OTHERS},
     **{
         name.removeprefix("check_"): check
-        for name, check in vars(cases).items()
+        for name, check in {**vars(cases), **vars(costs)}.items()
         if name.startswith("check_") and name not in NOT_HERE
     },
 }
