@@ -6,6 +6,12 @@ any images with a folder an identity, faces first of all. From the root of the r
     python examples/train_recognizer.py
     python examples/train_recognizer.py --data faces.zip --size 48 --holdout 0.2 --flip --batch 128 --rate 0.1
     python examples/train_recognizer.py --resume            # goes on where an interrupted run stopped
+    torchrun --nproc-per-node 2 -m examples.train_recognizer --sample-rate 0.1
+
+Under torchrun the classes and every batch are shared out among the processes (``hk.nn.PartialFC``, and
+DistributedDataParallel around the embedder), on a GPU each or on the CPU. Rank 0 alone prints, judges and writes the
+report. A run goes on with ``--resume`` on any number of processes. The batch norms see a rank's own share of the batch;
+otherwise a step is that of one process.
 """
 
 from __future__ import annotations
@@ -29,11 +35,13 @@ from examples.recognizer.data import DataError, Dataset
 from examples.recognizer.distort import Distortion
 from examples.recognizer.evaluate import evaluate, heldout_tar
 from examples.recognizer.heads import HEADS, MARGINS, head_peak_bytes, make_margin
+from examples.recognizer.ranks import Ranks
 from examples.recognizer.training import CheckpointError, Settings, Trainer
 
 # What --data leaves to the data: little is known of a folder, and photographs bear less than writing.
 GLYPHS = {"size": 32, "epochs": 4, "distortion": 1.0}
 FOLDER = {"size": 64, "epochs": 30, "distortion": 0.5}
+CHECKPOINTS = {False: "checkpoint.pt", True: "checkpoints"}  # by whether the head is sharded
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:
@@ -58,6 +66,10 @@ def _share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"must lie between 0 and 1; got {text}")
     return value
+
+
+def _rate(text: str) -> float:
+    return 1.0 if float(text) == 1 else _share(text)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -86,6 +98,7 @@ def _add_head_options(p: argparse.ArgumentParser) -> None:
     add("--m", type=float, help="size of the margin; default: 0.3 for arcface, 0.2 for cosface")
     add("--scale", type=_positive, default=16.0, help="inverse temperature; learning starts later with a higher one")
     add("--skip-budget", type=float, default=0.0, help="share of the head's gradient that its backward may leave out")
+    add("--sample-rate", type=_rate, default=1.0, help="share of the classes that a training step takes")
     add("--embedding", type=_at_least(1), default=128, help="size of the embedding")
 
 
@@ -110,12 +123,12 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def load_data(args: argparse.Namespace, distortion: Distortion) -> Dataset:
+def load_data(args: argparse.Namespace, distortion: Distortion, speak: bool = True) -> Dataset:
     if args.data is not None:
         return folders.load(
             args.data, side=args.size, holdout=args.holdout, split_seed=args.split_seed, min_images=args.min_images
         )
-    with tqdm(desc="rendering", unit="character", delay=1.0) as bar:
+    with tqdm(desc="rendering", unit="character", delay=1.0, disable=not speak) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -159,42 +172,64 @@ def make_settings(args: argparse.Namespace) -> Settings:
         head_rate=args.head_rate,
         seed=args.seed,
         distortion=Distortion(**factors, flip=args.flip),
+        sample_rate=args.sample_rate,
     )
 
 
-def run(args: argparse.Namespace) -> report.Outcome:
+def resume(trainer: Trainer, out: Path, checkpoint: Path) -> None:
+    found = trainer.find(checkpoint)
+    if found is not None:
+        trainer.load(found)
+        epochs = trainer.settings.epochs
+        trainer.ranks.say(f"resumed from {found} after epoch {trainer.epoch} of {epochs}")
+        return
+    other = out / CHECKPOINTS[not trainer.sharded]
+    if other.exists():
+        launcher = "without torchrun" if trainer.sharded else "under torchrun (--nproc-per-node 1 will do)"
+        raise CheckpointError(f"{other} goes on {launcher}; there is no {checkpoint}")
+    trainer.ranks.say(f"no checkpoint at {checkpoint}: starting with the first epoch")
+
+
+def run(args: argparse.Namespace, ranks: Ranks) -> report.Outcome | None:
+    """Everything; what rank 0 found, and None on the others."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     settings = make_settings(args)
-    data = load_data(args, settings.distortion)
-    print(
+    if args.head == "compile" and (ranks.launched or args.sample_rate < 1):
+        raise DataError("--head compile knows neither torchrun nor --sample-rate: take fused or reference")
+    ranks.join()
+    data = ranks.in_turn(lambda: load_data(args, settings.distortion, ranks.first))
+    ranks.say(
         f"{data.name}: {len(data.train):,} images of {data.num_classes:,} classes to train on, "
         f"{len(set(data.heldout_labels.tolist())):,} classes held out\n{data.protocol}"
     )
-    trainer = Trainer(data, settings)
-    untrained = evaluate(trainer.embedder, data, None)
-    checkpoint = args.out / "checkpoint.pt"
-    if args.resume and checkpoint.exists():
-        trainer.load(checkpoint)
-        print(f"resumed from {checkpoint} after epoch {trainer.epoch} of {settings.epochs}")
-    elif args.resume:
-        print(f"no checkpoint at {checkpoint}: starting with the first epoch")
+    trainer = Trainer(data, settings, ranks)
+    untrained = evaluate(trainer.embedder, data, None) if ranks.first else None
+    checkpoint = args.out / CHECKPOINTS[trainer.sharded]
+    if args.resume:
+        resume(trainer, args.out, checkpoint)
     trainer.run(checkpoint, lambda embedder: heldout_tar(embedder, data))
-    trained = evaluate(trainer.embedder, data, trainer.head.weight)
-    shape = trainer.batch, data.num_classes, settings.embedding_size
+    centres = trainer.centres()
+    rows = len(ranks.share(trainer.labels[: trainer.batch]))
     head_bytes = {
-        kind: head_peak_bytes(kind, trainer.head.margin, settings.scale, shape) for kind in {settings.head, "reference"}
+        kind: head_peak_bytes(kind, trainer.make_head(), rows) for kind in dict.fromkeys([settings.head, "reference"])
     }
+    if untrained is None:
+        return None
+    taking_part = len(trainer.head.weight)
+    if settings.sample_rate < 1:
+        taking_part = max(round(settings.sample_rate * taking_part), min(taking_part, trainer.batch))
     return report.Outcome(
         data=data,
         settings=settings,
         history=trainer.history,
         untrained=untrained,
-        trained=trained,
+        trained=evaluate(trainer.embedder, data, centres),
         parameters=sum(p.numel() for p in trainer.embedder.parameters()),
         head_bytes=head_bytes[settings.head],
         eager_bytes=head_bytes["reference"],
-        gradient_bytes=4 * settings.embedding_size * (trainer.batch + data.num_classes),
+        gradient_bytes=4 * settings.embedding_size * (rows + taking_part),
+        ranks=ranks.size,
     )
 
 
@@ -202,18 +237,21 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; the exit status."""
     args = parser().parse_args(argv)
     start = time.perf_counter()
+    ranks = Ranks.here()
     try:
-        outcome = run(args)
+        outcome = run(args, ranks)
     except (DataError, CheckpointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        ranks.say(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume goes on after the last complete epoch", file=sys.stderr)
+        ranks.say("\ninterrupted; --resume goes on after the last complete epoch", file=sys.stderr)
         return 130
-    paths = report.write(outcome, args.out)
-    print(f"\n{report.table(outcome)}\n")
-    print("report: " + ", ".join(str(path) for path in paths))
-    print(f"{time.perf_counter() - start:.0f} s in all")
+    ranks.leave()
+    if outcome is not None:
+        paths = report.write(outcome, args.out)
+        print(f"\n{report.table(outcome)}\n")
+        print("report: " + ", ".join(str(path) for path in paths))
+        print(f"{time.perf_counter() - start:.0f} s in all")
     return 0
 
 

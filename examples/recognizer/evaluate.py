@@ -20,12 +20,13 @@ CHUNK = 512
 
 @torch.no_grad()
 def embed(embedder: Embedder, images: Images) -> torch.Tensor:
-    """Unit embeddings [n, D] of images [n, H, W]; the embedder is left in evaluation mode."""
+    """Unit embeddings [n, D] of images [n, H, W], on the CPU; the embedder is left in evaluation mode."""
     embedder.eval()
+    device = embedder.project.weight.device
     if not len(images):
         return torch.empty(0, embedder.norm.num_features)
-    parts = [hk.unit_norm(embedder(to_float(images[i : i + CHUNK]))) for i in range(0, len(images), CHUNK)]
-    return torch.cat(parts)
+    chunks = (to_float(images[i : i + CHUNK]).to(device) for i in range(0, len(images), CHUNK))
+    return torch.cat([hk.unit_norm(embedder(chunk)).cpu() for chunk in chunks])
 
 
 def pair_scores(embeddings: torch.Tensor, pairs: Pairs) -> npt.NDArray[np.float32]:
@@ -62,7 +63,7 @@ def evaluate(embedder: Embedder, data: Dataset, centres: torch.Tensor | None) ->
         {name: verify(scores[name], pairs.same) for name, pairs in data.pairs.items()},
         scores,
         rank1(probes, embed(embedder, data.gallery), labels) if len(probes) else None,
-        rank1(probes, hk.unit_norm(centres.detach()), labels) if centres is not None else None,
+        rank1(probes, hk.unit_norm(centres.detach().cpu()), labels) if centres is not None else None,
     )
 
 

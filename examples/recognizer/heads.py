@@ -17,6 +17,7 @@ MARGINS: dict[str, tuple[Callable[[float], hk.margins.Margin], float]] = {
     "normface": (lambda m: hk.margins.NormFace(), 0.0),
 }
 
+Head = hk.nn.MarginSoftmax | hk.nn.PartialFC
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -30,25 +31,21 @@ def backend_of(head: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if head == "fused" else hk.backend("reference")
 
 
-def loss_of(head: str, module: hk.nn.MarginSoftmax) -> Loss:
+def loss_of(head: str, module: Head) -> Loss:
     """The callable to train with; it shares the module's weight."""
     compiled: Loss = torch.compile(module) if head == "compile" else module
     return compiled
 
 
-def head_peak_bytes(head: str, margin: hk.margins.Margin, scale: float, shape: tuple[int, int, int]) -> int | None:
-    """Most memory one forward and backward hold at a time, in bytes, the gradients they return included.
+def head_peak_bytes(head: str, module: Head, rows: int) -> int | None:
+    """Most memory one forward and backward of the fresh ``module`` hold at a time for so many rows of this process, in
+    bytes, the gradients they return included.
 
     None where the system cannot tell.
-
-    Args:
-        shape: (batch, classes, embedding size).
     """
-    n, c, d = shape
-    module = hk.nn.MarginSoftmax(d, c, margin=margin, scale=scale)
-    loss = loss_of(head, module)
-    x = torch.randn(n, d, requires_grad=True)
-    target = torch.randint(0, c, (n,))
+    loss, device = loss_of(head, module), module.weight.device
+    x = torch.randn(rows, module.embedding_size, device=device, requires_grad=True)
+    target = torch.randint(0, module.num_classes, (rows,), device=device)
 
     def step() -> None:
         torch.autograd.grad(loss(x, target), [x, module.weight])
@@ -56,6 +53,6 @@ def head_peak_bytes(head: str, margin: hk.margins.Margin, scale: float, shape: t
     with backend_of(head):
         step()  # compiles, and creates what lives for ever
         try:
-            return peak_bytes(step)
+            return peak_bytes(step, device.type)
         except OSError:
             return None

@@ -26,7 +26,8 @@ tabulate.PRESERVE_WHITESPACE = True  # the table's indents
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything a run found; ``head_bytes`` and ``eager_bytes`` are the peaks of one forward and backward."""
+    """Everything a run found; ``head_bytes`` and ``eager_bytes`` are the peaks of one forward and backward on one of
+    its ``ranks``."""
 
     data: Dataset
     settings: Settings
@@ -37,6 +38,7 @@ class Outcome:
     head_bytes: int | None
     eager_bytes: int | None
     gradient_bytes: int
+    ranks: int = 1
 
     @property
     def images_per_second(self) -> float:
@@ -156,7 +158,12 @@ def numbers(outcome: Outcome) -> dict[str, Any]:
             "gradients": outcome.gradient_bytes,
         },
         "history": vars(history),
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "system": platform.platform()},
+        "machine": {
+            "cpu": cpu_name(),
+            "threads": torch.get_num_threads(),
+            "ranks": outcome.ranks,
+            "system": platform.platform(),
+        },
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -1,9 +1,14 @@
-"""The training loop: epochs that can be interrupted and resumed, with the head's time kept apart."""
+"""The training loop: epochs that can be interrupted and resumed, with the head's time kept apart.
+
+Over several ranks every one of them has all images and the same random numbers, so that it distorts the same batch as
+the others, takes its share, and sees what one process would. The head is then ``hk.nn.PartialFC``.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,10 +20,11 @@ from tqdm import tqdm
 
 import hyperkernels as hk
 
-from .data import Dataset
+from .data import DataError, Dataset
 from .distort import Distortion, to_float
-from .heads import Loss, backend_of, loss_of, make_margin
+from .heads import Head, Loss, backend_of, loss_of, make_margin
 from .model import Embedder
+from .ranks import Ranks
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
@@ -52,6 +58,7 @@ class Settings:
     head_rate: float
     seed: int
     distortion: Distortion
+    sample_rate: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "distortion": dict(vars(self.distortion))}
@@ -60,7 +67,7 @@ class Settings:
 @dataclass
 class History:
     """``loss`` and ``rate`` for every step; for every epoch seconds, seconds in the head, images, held-out TAR and the
-    mean share of the head's tiles that the backward skipped."""
+    mean share of the head's tiles that the backward skipped. Of several ranks, rank 0 says."""
 
     loss: list[float] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
@@ -86,28 +93,44 @@ class Trainer:
     one.
     """
 
-    def __init__(self, data: Dataset, settings: Settings) -> None:
-        self.data, self.settings = data, settings
+    def __init__(self, data: Dataset, settings: Settings, ranks: Ranks | None = None) -> None:
+        self.data, self.settings, self.ranks = data, settings, ranks or Ranks()
         self.images, self.labels = torch.from_numpy(data.train), torch.from_numpy(data.labels)
         self.batch = min(settings.batch, len(self.labels))
+        if self.batch < 2 * self.ranks.size:
+            raise DataError(f"a batch of {self.batch} images leaves some of {self.ranks.size} ranks fewer than two")
         self.steps_per_epoch = len(self.labels) // self.batch
         torch.manual_seed(settings.seed)
-        self.embedder = Embedder(data.train.shape[-1], settings.embedding_size)
-        self.head = hk.nn.MarginSoftmax(
-            settings.embedding_size,
-            data.num_classes,
-            margin=make_margin(settings.margin, settings.m),
-            scale=settings.scale,
-            skip_budget=settings.skip_budget,
-        )
+        self.embedder = Embedder(data.train.shape[-1], settings.embedding_size).to(self.ranks.device)
+        self.network = self.ranks.wrap(self.embedder)
+        self.head = self.make_head(settings.skip_budget)
         self.head_loss: Loss = loss_of(settings.head, self.head)
         groups = [
             {"params": list(self.embedder.parameters()), "weight_decay": WEIGHT_DECAY, "factor": 1.0},
             {"params": list(self.head.parameters()), "weight_decay": 0.0, "factor": settings.head_rate},
         ]
-        self.optimizer = torch.optim.SGD(groups, lr=settings.rate, momentum=MOMENTUM, nesterov=True, fused=True)
+        momentum = {"momentum": MOMENTUM, "nesterov": True}
+        self.optimizer: torch.optim.Optimizer = (
+            hk.optim.SGD(groups, lr=settings.rate, **momentum)  # moves the sampled rows alone
+            if self.sharded
+            else torch.optim.SGD(groups, lr=settings.rate, **momentum, fused=True)
+        )
         self.history = History()
         self.calibrate()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the head is ``hk.nn.PartialFC``."""
+        return self.ranks.launched or self.settings.sample_rate < 1
+
+    def make_head(self, skip_budget: float = 0.0) -> Head:
+        settings, classes = self.settings, self.data.num_classes
+        margin = make_margin(settings.margin, settings.m)
+        options: dict[str, Any] = {"margin": margin, "scale": settings.scale, "skip_budget": skip_budget}
+        if not self.sharded:
+            return hk.nn.MarginSoftmax(settings.embedding_size, classes, **options)
+        options |= {"sample_rate": settings.sample_rate, "seed": settings.seed, "device": self.ranks.device}
+        return hk.nn.PartialFC(settings.embedding_size, classes, **options)
 
     @property
     def epoch(self) -> int:
@@ -127,17 +150,21 @@ class Trainer:
         order = torch.randperm(len(self.labels))
         for i in range(min(CALIBRATION_BATCHES, self.steps_per_epoch)):
             rows = order[i * self.batch : (i + 1) * self.batch]
-            self.embedder(self.settings.distortion(to_float(self.images[rows])))
+            self.embedder(self.settings.distortion(to_float(self.images[rows])).to(self.ranks.device))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
     def warm_up_head(self) -> None:
         """One forward and backward of the head that changes nothing, so that no compilation is counted as training."""
-        embeddings = torch.randn(self.batch, self.settings.embedding_size, requires_grad=True)
+        before = [buffer.clone() for buffer in self.head.buffers()]
+        labels = self.ranks.share(self.labels[: self.batch]).to(self.ranks.device)
+        embeddings = torch.randn(len(labels), self.settings.embedding_size, device=labels.device, requires_grad=True)
         with backend_of(self.settings.head):
-            loss = self.head_loss(embeddings, self.labels[: self.batch])
+            loss = self.head_loss(embeddings, labels)
             loss.backward()  # type: ignore[no-untyped-call]
         self.head.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.head.buffers(), before, strict=True):
+            buffer.copy_(value)
 
     def set_rate(self, step: int) -> float:
         """Set the learning rates of step number ``step`` of the run; the embedder's."""
@@ -146,17 +173,24 @@ class Trainer:
             group["lr"] = rate * group["factor"]
         return rate
 
+    def clock(self) -> float:
+        """The time when all that was begun is done."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
+        return time.perf_counter()
+
     def step(self, rows: torch.Tensor) -> tuple[float, float]:
         """One optimiser step on the images ``rows`` [batch]; (loss, seconds in the head)."""
-        images = self.settings.distortion(to_float(self.images[rows]))
-        embeddings = self.embedder(images)
+        images = self.ranks.share(self.settings.distortion(to_float(self.images[rows]))).to(self.ranks.device)
+        labels = self.ranks.share(self.labels[rows]).to(self.ranks.device)
+        embeddings = self.network(images)
         # The graph is cut at the embeddings so that the head's own forward and backward can be timed.
         leaf = embeddings.detach().requires_grad_()
-        start = time.perf_counter()
+        start = self.clock()
         with backend_of(self.settings.head):
-            loss = self.head_loss(leaf, self.labels[rows])
+            loss = self.head_loss(leaf, labels)
             loss.backward()  # type: ignore[no-untyped-call]
-        seconds = time.perf_counter() - start
+        seconds = self.clock() - start
         embeddings.backward(leaf.grad)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -177,6 +211,7 @@ class Trainer:
             skipped += self.head.skipped_tiles.item()
             bar.set_postfix(epoch=f"{self.epoch + 1}/{self.settings.epochs}", loss=f"{loss:.3f}", refresh=False)
             bar.update()
+        self.ranks.agree_on_buffers(self.embedder)
         self.history.loss += losses
         self.history.rate += rates
         self.history.head_seconds.append(head_seconds)
@@ -185,23 +220,35 @@ class Trainer:
         self.history.seconds.append(time.perf_counter() - start)
 
     def run(self, checkpoint: Path | None, judge: Callable[[Embedder], float], until: int | None = None) -> None:
-        """Train to epoch ``until`` (all of them by default), saving ``checkpoint`` after each.
+        """Train to epoch ``until`` (all of them by default), saving ``checkpoint`` after each. All ranks run alike.
 
         Args:
-            judge: gives the held-out TAR for the training curves; nothing else depends on it.
+            judge: gives the held-out TAR for the training curves, on rank 0; nothing else depends on it.
         """
         last = self.settings.epochs if until is None else until
         total = self.settings.epochs * self.steps_per_epoch
         self.warm_up_head()
-        with tqdm(total=total, initial=len(self.history.loss), desc="training", unit="step", mininterval=0.5) as bar:
+        options: dict[str, Any] = {"desc": "training", "unit": "step", "mininterval": 0.5}
+        done = len(self.history.loss)
+        with tqdm(total=total, initial=done, disable=not self.ranks.first, **options) as bar:
             while self.epoch < last:
                 self.train_epoch(bar)
-                self.history.heldout_tar.append(judge(self.embedder))
+                if self.ranks.first:
+                    self.history.heldout_tar.append(judge(self.embedder))
+                self.history = self.ranks.agree(self.history)
                 if checkpoint is not None:
                     self.save(checkpoint)
 
+    def centres(self) -> torch.Tensor:
+        """Those of all classes, on rank 0."""
+        return self.ranks.gather(self.head.weight.detach())
+
     def save(self, path: Path) -> None:
-        """Write the checkpoint beside ``path`` and rename it, so that ``path`` is always whole."""
+        """Write the checkpoint beside ``path`` and rename it, so that ``path`` is always whole; where the head is
+        sharded, into a folder of ``path``, from which those before go when it is whole."""
+        if self.sharded:
+            self._save_sharded(path)
+            return
         state = {
             "settings": self.settings.as_dict(),
             "embedder": self.embedder.state_dict(),
@@ -217,14 +264,37 @@ class Trainer:
         finally:
             unfinished.unlink(missing_ok=True)
 
+    def _save_sharded(self, folder: Path) -> None:
+        path = folder / f"epoch-{self.epoch}"
+        if self.ranks.first:
+            shutil.rmtree(path, ignore_errors=True)  # of a run before, whole or not
+        self.ranks.agree(None)
+        extra = {"settings": self.settings.as_dict(), "history": vars(self.history)}
+        hk.distributed.save(path, self._model(), self.optimizer, extra)
+        if self.ranks.first:
+            for other in folder.iterdir():
+                if other != path:
+                    shutil.rmtree(other)
+
+    def _model(self) -> torch.nn.Module:
+        return torch.nn.ModuleDict({"embedder": self.embedder, "head": self.head})
+
+    def find(self, path: Path) -> Path | None:
+        """What ``load`` goes on from where ``save`` was given ``path``; None where there is nothing."""
+        if self.sharded:
+            return hk.distributed.latest(path)
+        return path if path.exists() else None
+
     def load(self, path: Path) -> None:
         """Take up the run that wrote ``path``.
 
         Raises:
-            CheckpointError: the file is no checkpoint, or one of a run with other settings.
+            CheckpointError: it is no checkpoint, or one of a run with other settings.
         """
         try:
-            state = torch.load(path, weights_only=True)
+            # With no module, what is stored beside it.
+            found = hk.distributed.load(path, torch.nn.Module()) if self.sharded else None
+            state = found or torch.load(path, weights_only=True)
             theirs = state["settings"]
         except Exception as error:
             raise CheckpointError(f"{path} is not a checkpoint of this script: {error}") from error
@@ -232,7 +302,10 @@ class Trainer:
         differing = [f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in ours if theirs.get(k) != ours.get(k)]
         if differing:
             raise CheckpointError(f"{path} belongs to a run with other settings ({'; '.join(differing)})")
-        self.embedder.load_state_dict(state["embedder"])
-        self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sharded:
+            hk.distributed.load(path, self._model(), self.optimizer)
+        else:
+            self.embedder.load_state_dict(state["embedder"])
+            self.head.load_state_dict(state["head"])
+            self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
