@@ -242,17 +242,16 @@ def main(argv: list[str] | None = None) -> int:
         outcome = run(args, ranks)
     except (DataError, CheckpointError, ImportError) as error:
         ranks.say(f"error: {error}", file=sys.stderr)
-        return 1
+        return ranks.leave(1)
     except KeyboardInterrupt:
         ranks.say("\ninterrupted; --resume goes on after the last complete epoch", file=sys.stderr)
-        return 130
-    ranks.leave()
+        return ranks.leave(130)
     if outcome is not None:
         paths = report.write(outcome, args.out)
         print(f"\n{report.table(outcome)}\n")
         print("report: " + ", ".join(str(path) for path in paths))
         print(f"{time.perf_counter() - start:.0f} s in all")
-    return 0
+    return ranks.leave(0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -46,9 +47,14 @@ class Ranks:
             torch.cuda.set_device(self.device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
 
-    def leave(self) -> None:
+    def leave(self, status: int) -> int:
+        """The exit status; where ``join`` has set up a group, the process ends with it here. The group's threads live
+        on while anything refers to it, and Python's own way out may abort on them: rank 0 would be ended with us."""
         if self.launched and dist.is_initialized():
-            dist.destroy_process_group()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
 
     def say(self, text: str, **options: Any) -> None:
         if self.first:
