@@ -194,10 +194,10 @@ def run(args: argparse.Namespace, ranks: Ranks) -> report.Outcome | None:
     """Everything; what rank 0 found, and None on the others."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    ranks.join()  # first of all: a rank that fails ahead of rank 0 would have it ended before it can say why
     settings = make_settings(args)
     if args.head == "compile" and (ranks.launched or args.sample_rate < 1):
         raise DataError("--head compile knows neither torchrun nor --sample-rate: take fused or reference")
-    ranks.join()
     data = ranks.in_turn(lambda: load_data(args, settings.distortion, ranks.first))
     ranks.say(
         f"{data.name}: {len(data.train):,} images of {data.num_classes:,} classes to train on, "
