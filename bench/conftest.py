@@ -98,7 +98,7 @@ def compare(request: pytest.FixtureRequest, benchmark, case: Case):
         found.add(rows)
         errors = {row.name: row.error for row in rows if row.error is not None}
         others = [error for name, error in errors.items() if name != OURS and not name.startswith(" ")]
-        if others:
+        if others and case.dtype != torch.float64:  # there the truth is one of the peers
             assert errors[OURS] <= 2 * max(others) + torch.finfo(case.dtype).eps, f"{case}: {errors}"
 
     return run

@@ -34,7 +34,8 @@ NAMES = {"  workspace=0": "hyperkernels, `workspace=0`", "  workspace=all": "hyp
 def rows_table(rows: list[Row]) -> str:
     """Every contender of one case."""
     head = ["", "time, ms", "against ours", "times the floor", "extra memory, MB", "error"]
-    return _markdown(head, [[_name(row.name), *_figures(row)] for row in rows])
+    ours = rows[0]
+    return _markdown(head, [[_name(row.name), *_figures(row, ours)] for row in rows])
 
 
 def cases_table(rows: list[Row]) -> str:
@@ -47,7 +48,7 @@ def cases_table(rows: list[Row]) -> str:
     lines = []
     for (op, shape, dtype), found in cases.items():
         ours = found[OURS]
-        ratios = [_ratio(found[name]) if name in found else "" for name in names]
+        ratios = [_ratio(found[name], ours) if name in found else "" for name in names]
         peaks = [row.peak_mb for row in found.values() if row.peak_mb is not None and not row.is_floor]
         memory = f"{max(ours.peak_mb, 0):,.0f} / {max(peaks):,.0f}" if ours.peak_mb is not None else ""
         lines.append([f"{op}, {_sizes(shape)}, {dtype}", f"**{number(ours.median_ms)}**", *ratios, memory])
@@ -103,20 +104,20 @@ def _name(name: str) -> str:
     return NAMES.get(name, f"{OURS}, {name.strip()}" if name.startswith(" ") else name)
 
 
-def _figures(row: Row) -> list[str]:
+def _figures(row: Row, ours: Row) -> list[str]:
     if row.out_of_memory:
         return ["out of memory", "", "", "", ""]
     return [
         number(row.median_ms),
-        _ratio(row),
+        _ratio(row, ours),
         "" if row.over_floor is None else f"{row.over_floor:.2f}",
         "" if row.peak_mb is None or row.is_floor else f"{max(row.peak_mb, 0):,.0f}",
         "" if row.error is None else f"{row.error:.1e}",
     ]
 
 
-def _ratio(row: Row) -> str:
-    return "out of memory" if row.out_of_memory else f"{row.over_ours:.2f}x"
+def _ratio(row: Row, ours: Row) -> str:
+    return "out of memory" if row.out_of_memory else f"{row.median_ms / ours.median_ms:.2f}x"
 
 
 def _sizes(shape: str) -> str:

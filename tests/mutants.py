@@ -42,7 +42,7 @@ exec(os.environ.get("MUTANT_PYTHON", ""))
 class Mutant:
     """`new` instead of `old` in a file of csrc/<family> or, if it is Python, of hyperkernels/<family>; or Python code.
 
-    The functions of a changed Python file replace those of its module, where other modules did not take them out.
+    The functions of a changed Python file do what the changed ones do, also where other modules have taken them out.
     """
 
     name: str
@@ -65,8 +65,11 @@ class Mutant:
         path = ROOT / "hyperkernels" / family / self.file
         module = ".".join(("hyperkernels", family, *Path(self.file).with_suffix("").parts))
         lines = (
-            f"import importlib; module = importlib.import_module({module!r})",
-            f"exec(compile({self.change(path)!r}, {str(path)!r}, 'exec'), module.__dict__)",
+            f"import importlib, types; module = importlib.import_module({module!r})",
+            f"changed = dict(vars(module)); exec(compile({self.change(path)!r}, {str(path)!r}, 'exec'), changed)",
+            "for name, old in vars(module).items():",
+            "    if isinstance(old, types.FunctionType) and old.__module__ == module.__name__:",
+            "        old.__code__ = changed[name].__code__",
         )
         return "\n".join(lines)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 import triton
 
+from .._gpu import architecture
 from .negatives import KINDS, LARGEST_POWER, SUMS
 from .triton_backward import finish_kernel, gradient_kernel, input_kernel, weight_kernel
 from .triton_forward import forward_kernel, merge_kernel
-from .triton_plans import Tile, architecture, configuration, precision, tile_classes
+from .triton_plans import Tile, configuration, precision, tile_classes
 from .triton_rows import center_kernel, row_kernel
 
 __all__ = ["class_statistics", "class_statistics_backward", "tile_classes"]

@@ -33,16 +33,6 @@ def tile_classes(d: int, dtype: torch.dtype, sub_centers: int) -> int:
     return wide // (2 if sub_centers > 1 else 1)
 
 
-def architecture() -> str:
-    """ "sm_80", "sm_90", "sm_100" or "gfx": a row of the table. Without a device, the interpreter's."""
-    if torch.version.hip is not None:
-        return "gfx"
-    if not torch.cuda.is_available():
-        return "sm_90"
-    major = torch.cuda.get_device_capability()[0]
-    return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
-
-
 def configuration(dtype: torch.dtype, d: int, rows: int, block: int, burden: int, arch: str) -> Configuration:
     """The table, by size of an element, sizes of the problem and architecture. The burden counts what else than the
     accumulators needs registers, up to 2: sub-centres or a transform, and numbers per class."""

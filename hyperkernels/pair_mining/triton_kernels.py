@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from .._gpu import architecture
 from .reference import Problem, accumulate_dtype
 from .triton_tiles import Pairs, bound_kernel, square_kernel
 
@@ -28,16 +29,6 @@ class Configuration(NamedTuple):
     warps: int
     stages: int
     parts: int  # slices of the columns that statistics are taken of at a time
-
-
-def architecture() -> str:
-    """ "sm_80", "sm_90", "sm_100" or "gfx": a row of the table. Without a device, the interpreter's."""
-    if torch.version.hip is not None:
-        return "gfx"
-    if not torch.cuda.is_available():
-        return "sm_90"
-    major = torch.cuda.get_device_capability()[0]
-    return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
 
 
 def configuration(dtype: torch.dtype, d: int, rows: int, burden: int, arch: str) -> Configuration:
