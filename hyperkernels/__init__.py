@@ -1,6 +1,6 @@
 """Fused kernels for training on the unit hypersphere."""
 
-from . import distributed, nn, optim
+from . import distributed, nn, optim, sphere
 from ._backend import backend
 from ._version import __version__
 from .margin_softmax import margins, sub_centers
@@ -25,6 +25,7 @@ __all__ = [
     "optim",
     "pair_statistics",
     "sface_loss",
+    "sphere",
     "sphereface2_loss",
     "sub_centers",
     "uniface_loss",

@@ -1,0 +1,99 @@
+"""Points, tangents and residuals on the unit sphere in plain PyTorch, row by row; derivatives by autograd.
+
+x^ is the direction of a row, 0 with a zero gradient where the row is shorter than EPS. For two points d = y^ - x^ and
+s = y^ + x^ give the angle theta = 2 atan2(|d|, |s|), and w = y^ - cos(theta) x^ points from x^ along the geodesic to
+y^, of length sin(theta) = |d| |s| / 2. Neither loses digits where the cosine is near 1 or -1.
+"""
+
+from __future__ import annotations
+
+import torch
+
+EPS = 1e-12
+# |y^ + x^| in units of the dtype's epsilon, below which two points count as opposite: every great circle through x^ is
+# then a shortest way, and the one through its smallest coordinate's axis is taken, with no gradient to the points.
+OPPOSITE = 16.0
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _length(v: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def direction(x: torch.Tensor) -> torch.Tensor:
+    """x / |x| in the accumulator's dtype."""
+    x = x.to(accumulate_dtype(x.dtype))
+    norm = _length(x)
+    short = norm < EPS
+    return torch.where(short, 0, x) / torch.where(short, 1, norm)
+
+
+def _sinc(angle: torch.Tensor) -> torch.Tensor:
+    return torch.sinc(angle / torch.pi)
+
+
+def _crossing(x: torch.Tensor) -> torch.Tensor:
+    """A unit tangent at the unit rows x: towards the axis of the smallest coordinate."""
+    axis = torch.nn.functional.one_hot(x.abs().argmin(-1), x.shape[-1]).to(x.dtype)
+    tangent = axis - (axis * x).sum(-1, keepdim=True) * x
+    norm = _length(tangent)
+    return tangent / torch.where(norm == 0, 1, norm)
+
+
+def points(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor | None, kind: str) -> torch.Tensor:
+    """Of the points x and y, [N, D]. "angle": theta, [N], in the accumulator's dtype. "slerp": the point that has gone
+    the share t [N] of the way from x^ to y^. "log": the tangent at x^ that leads to y^, of length theta."""
+    dtype = x.dtype
+    x, y = direction(x), direction(y)
+    difference, total = y - x, y + x
+    chord, co_chord = _length(difference), _length(total)
+    opposite = co_chord <= OPPOSITE * torch.finfo(x.dtype).eps
+    angle = torch.where(opposite, torch.pi, 2 * torch.atan2(chord, co_chord))
+    if kind == "angle":
+        return angle.squeeze(-1)
+    near = chord <= co_chord
+    way = torch.where(near, difference + 0.5 * chord**2 * x, total - 0.5 * co_chord**2 * x)
+    # sin(theta) / theta without a zero to divide by where the points are opposite.
+    sine_ratio = torch.where(
+        near, _sinc(angle), 0.5 * chord * torch.where(opposite, 1, co_chord) / torch.where(near, 1, angle)
+    )
+    if kind == "log":
+        out = torch.where(opposite, torch.pi * _crossing(x.detach()), way / sine_ratio)
+        return out.to(dtype)
+    assert t is not None
+    part = t[:, None].to(x.dtype)
+    out = torch.cos(part * angle) * x + part * _sinc(part * angle) / sine_ratio * way
+    fixed = x.detach()
+    turned = torch.cos(part * torch.pi) * fixed + torch.sin(part * torch.pi) * _crossing(fixed)
+    return torch.where(opposite, turned, out).to(dtype)
+
+
+def vectors(x: torch.Tensor, v: torch.Tensor, kind: str) -> torch.Tensor:
+    """Of the points x and vectors v, [N, D], whose tangent part is w = v - (x^ . v) x^. "tangent": w. "exp": the point
+    cos|w| x^ + sinc|w| w. "retract": (x^ + w) / |x^ + w|."""
+    dtype = x.dtype
+    x = direction(x)
+    v = v.to(x.dtype)
+    w = v - (x * v).sum(-1, keepdim=True) * x
+    if kind == "tangent":
+        return w.to(dtype)
+    norm = _length(w)
+    if kind == "exp":
+        return (torch.cos(norm) * x + _sinc(norm) * w).to(dtype)
+    return ((x + w) / torch.sqrt(1 + norm**2)).to(dtype)
+
+
+def residual(h: torch.Tensor, block: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """The direction of h^ + alpha (block^ - h^): h and block [N, D], alpha [D]."""
+    start, end = direction(h), direction(block)
+    return direction(start + alpha.to(start.dtype) * (end - start)).to(h.dtype)
+
+
+def scaled_unit_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """scale * x^: x [N, D], scale [S, D] of which row r of x takes row r mod S."""
+    unit = direction(x)
+    rows = unit.reshape(-1, *scale.shape) * scale.to(unit.dtype)
+    return rows.reshape(x.shape).to(x.dtype)
