@@ -59,7 +59,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         n, d, half = 256, 512, f32
         headline = [(1_000, f32), (10_000, f32), (100_000 if settings.full else 10_000, bf16)]
         headline += [(100_000, f32)] if settings.full else []
-        classes, by_classes = (1_000, 10_000, 100_000, 1_000_000, 10_000_000), (128, 128)
+        classes, by_classes = (1_000, 10_000, 30_000, 100_000, 1_000_000, 10_000_000), (128, 128)
         skip, plain_classes = 100_000 if settings.full else 20_000, 30_000
     for c, dtype in headline:
         yield _arcface(STEP, n, c, d, dtype, settings, variants=True)

@@ -36,7 +36,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         miner = [1_024, 2_048, 4_096, 8_192, 16_384]
         sizes = {HARD: miner, STEP: miner[:4], FORMING: [4_096], SUPCON: [8_192], TOP: [4_096, 20_000]}
     else:
-        sizes = {HARD: [1_024, 4_096], STEP: [1_024, 2_048], FORMING: [2_048], SUPCON: [2_048], TOP: [4_096]}
+        sizes = {HARD: [1_024, 4_096], STEP: [1_024, 2_048], FORMING: [], SUPCON: [2_048], TOP: [4_096]}
     for n in sizes[HARD]:
         yield _case(HARD, n, dtype, settings, batch_hard)
     for n in sizes[STEP]:

@@ -30,8 +30,8 @@ def cases(settings: Settings) -> Iterator[Case]:
         shapes += [(1_000_000, 129), (10_000, 512), (100_000, 512)] if settings.full else []
         dtypes = [torch.float32, torch.bfloat16]
     else:
-        shapes = [(4_000, 512)] if settings.quick else [(256, 512), (100_000, 512)]
-        shapes += [(4_096, 512), (100_000, 128)] if settings.full else []
+        shapes = [(4_000, 512)] if settings.quick else [(100_000, 512)]
+        shapes += [(256, 512), (4_096, 512), (100_000, 128)] if settings.full else []
         dtypes = [torch.float32, torch.bfloat16] if settings.full else [torch.float32]
     samples = 11 if settings.quick else 21
     for n, d in sorted(shapes):

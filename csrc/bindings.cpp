@@ -1,7 +1,7 @@
 // The module `hyperkernels._C`: facts of the build. The ops themselves are registered with torch's dispatcher by the
 // files of each family when this library is loaded; their schemas are in hyperkernels/<family>/op.py.
 
-#include <torch/extension.h>
+#include <pybind11/pybind11.h>
 #include <torch/version.h>
 
 #include <string>
