@@ -131,6 +131,26 @@ def test_alone_it_is_an_ordinary_head(sample_rate):
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "margin", [hk.margins.ElasticFace(), hk.margins.CurricularFace()], ids=lambda m: type(m).__name__
+)
+def test_compiled(margin):
+    """In one graph, with what is drawn in each step, and with 133 classes, which fill no vector."""
+    head = hk.nn.PartialFC(5, 133, margin, 16.0, sample_rate=0.3)
+    other = copy.deepcopy(head)
+    compiled = torch.compile(other, fullgraph=True)
+    for _ in range(3):
+        x, target = torch.randn(6, 5), torch.randint(133, (6,))
+        losses = head(x, target), compiled(x, target)
+        torch.testing.assert_close(*losses)
+        for loss in losses:
+            loss.backward()
+        torch.testing.assert_close(head.weight.grad.to_dense(), other.weight.grad.to_dense())
+    assert torch.equal(head.draws, other.draws)
+    with pytest.raises(IndexError, match="target"):
+        compiled(x, target + 133)
+
+
 @pytest.mark.parametrize("sample_rate", [0.0, 0.01, 0.3, 1.0])
 def test_a_batch_of_no_rows(sample_rate):
     head = hk.nn.PartialFC(4, 10, sample_rate=sample_rate)

@@ -15,6 +15,7 @@ import torch
 from ..margin_softmax.margins import ElasticFace, InterClassFilter
 
 BLOCK = 1024  # classes whose centres are drawn together
+_OPTIONS = tuple(field.name for field in fields(ElasticFace))
 
 # The finaliser of splitmix64 (Steele et al., 2014), in the wrapping arithmetic of int64.
 _STEP, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -26,10 +27,24 @@ def _mix(z: torch.Tensor) -> torch.Tensor:
     return z ^ (z >> 31).bitwise_and_(2**33 - 1)
 
 
-def random_bits(seed: int, step: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """int64 in [0, 2^62), of a seed, the number of the step (a scalar) and places [n] that do not repeat."""
+def _random_bits(seed: int, step: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
     stream = _mix(_mix(torch.full_like(step, seed)) + step)
     return _mix(((place + 1) * _STEP).add_(stream)).bitwise_and_(2**62 - 1)
+
+
+# An op, so that a compiler leaves it whole: a backward that drew again would read a number of steps that has moved on,
+# and inductor (torch 2.13) writes beyond its buffers where torch.arange meets a factor this large.
+_LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
+_LIBRARY.define("random_bits(int seed, Tensor step, Tensor place) -> Tensor")
+_LIBRARY.impl("random_bits", _random_bits, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "hyperkernels::random_bits", lambda seed, step, place: torch.empty_like(place), lib=_LIBRARY
+)
+
+
+def random_bits(seed: int, step: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """int64 in [0, 2^62), of a seed, the number of the step (a scalar) and places [n] that do not repeat."""
+    return torch.ops.hyperkernels.random_bits(seed, step, place)
 
 
 def sample_classes(
@@ -70,7 +85,7 @@ class _SharedElasticFace(ElasticFace):
 def shared(margin: Any, seed: int, step: torch.Tensor) -> Any:
     """The margin, drawing alike on all ranks what it would draw from each rank's own default generator."""
     if isinstance(margin, ElasticFace) and margin.generator is None:
-        options = {field.name: getattr(margin, field.name) for field in fields(ElasticFace)}
+        options = {name: getattr(margin, name) for name in _OPTIONS}
         return _SharedElasticFace(**options, seed=seed, step=step)
     if isinstance(margin, InterClassFilter):
         filtered = copy.copy(margin)
