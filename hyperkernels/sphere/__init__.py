@@ -12,6 +12,7 @@ from .functional import (
     tangent,
     transport,
 )
+from .segments import segment_mean
 
 __all__ = [
     "angle",
@@ -21,6 +22,7 @@ __all__ = [
     "residual",
     "retract",
     "scaled_unit_norm",
+    "segment_mean",
     "slerp",
     "tangent",
     "transport",

@@ -32,7 +32,11 @@ def _rows(first: str, x: Any, second: str, y: Any) -> tuple[torch.Tensor, torch.
 
 
 def _matrix(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    x = x.expand(shape).reshape(-1, shape[-1]) if x.numel() != shape[-1] else x.reshape(1, -1).expand(_count(shape), -1)
+    x = (
+        x.expand(shape).reshape(_count(shape), shape[-1])
+        if x.numel() != shape[-1]
+        else x.reshape(1, -1).expand(_count(shape), -1)
+    )
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -195,7 +199,7 @@ def scaled_unit_norm(x: torch.Tensor, scale: float | torch.Tensor) -> torch.Tens
     if len(trailing) > len(shape) or trailing != tuple(shape[len(shape) - len(trailing) :]):
         raise ValueError(f"scale must have the last dimensions of x {tuple(shape)}; got shape {trailing}")
     scale = _per_dimension("scale", scale, trailing, a)
-    return op.scaled_unit_norm(a, scale.reshape(-1, shape[-1])).reshape(shape)
+    return op.scaled_unit_norm(a, scale.reshape(scale.shape[:-1].numel(), shape[-1])).reshape(shape)
 
 
 def _per_dimension(name: str, value: Any, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 Each exists twice in the dispatcher: under its name with the C++ kernels for CPU tensors, and as `..._triton`. Matrices
 are [N, D] with unit stride in the last dimension; the rows of x, y, h, block and v may be expanded (stride 0). t,
-alpha and scale are in the accumulator's dtype and contiguous. `reference` says what is computed.
+alpha and scale are in the accumulator's dtype and contiguous; order sorts the rows by their labels, and those of
+segment k stand from offsets[k] to offsets[k + 1] in it. `reference` says what is computed.
 """
 
 from __future__ import annotations
@@ -106,6 +107,32 @@ def _run(name: str, formula: Callable[..., torch.Tensor], *args: Any) -> torch.T
     return kernel(*args)
 
 
+def _define_segment_sum(op: str) -> None:
+    """A sum's gradient is a gather, which PyTorch does well, and differentiates again."""
+
+    def fake(x: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return x.new_empty((offsets.shape[0] - 1, x.shape[1]), dtype=accumulate_dtype(x.dtype))
+
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        x, labels = inputs[:2]
+        ctx.save_for_backward(labels)
+        ctx.dtype = x.dtype
+
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (labels,) = ctx.saved_tensors
+        return reference.segment_gather(grad, labels).to(ctx.dtype), None, None, None
+
+    LIBRARY.define(f"{op}(Tensor x, Tensor labels, Tensor order, Tensor offsets) -> Tensor")
+    torch.library.register_fake(f"hyperkernels::{op}", fake, lib=LIBRARY)
+    torch.library.register_autograd(f"hyperkernels::{op}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+_define_segment_sum("segment_sum")
+_define_segment_sum("segment_sum_triton")
+for _device in ("CPU", "CUDA"):
+    LIBRARY.impl("segment_sum_triton", _launch("segment_sum"), _device)
+
+
 def points(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor | None, kind: str) -> torch.Tensor:
     return _run("sphere_points", reference.points, x, y, t, kind)
 
@@ -120,3 +147,7 @@ def residual(h: torch.Tensor, block: torch.Tensor, alpha: torch.Tensor) -> torch
 
 def scaled_unit_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return _run("scaled_unit_norm", reference.scaled_unit_norm, x, scale)
+
+
+def segment_sum(x: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    return _run("segment_sum", reference.segment_sum, x, labels, order, offsets)

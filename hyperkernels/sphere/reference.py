@@ -37,6 +37,8 @@ def _sinc(angle: torch.Tensor) -> torch.Tensor:
 
 def _crossing(x: torch.Tensor) -> torch.Tensor:
     """A unit tangent at the unit rows x: towards the axis of the smallest coordinate."""
+    if x.shape[-1] == 0:
+        return x
     axis = torch.nn.functional.one_hot(x.abs().argmin(-1), x.shape[-1]).to(x.dtype)
     tangent = axis - (axis * x).sum(-1, keepdim=True) * x
     norm = _length(tangent)
@@ -55,7 +57,8 @@ def points(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor | None, kind: str) 
     if kind == "angle":
         return angle.squeeze(-1)
     near = chord <= co_chord
-    way = torch.where(near, difference + 0.5 * chord**2 * x, total - 0.5 * co_chord**2 * x)
+    apart = torch.where(near, difference, total)
+    way = apart - (apart * x).sum(-1, keepdim=True) * x
     # sin(theta) / theta without a zero to divide by where the points are opposite.
     sine_ratio = torch.where(
         near, _sinc(angle), 0.5 * chord * torch.where(opposite, 1, co_chord) / torch.where(near, 1, angle)
@@ -95,5 +98,25 @@ def residual(h: torch.Tensor, block: torch.Tensor, alpha: torch.Tensor) -> torch
 def scaled_unit_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """scale * x^: x [N, D], scale [S, D] of which row r of x takes row r mod S."""
     unit = direction(x)
-    rows = unit.reshape(-1, *scale.shape) * scale.to(unit.dtype)
+    turns = x.shape[0] // max(1, scale.shape[0])
+    rows = unit.reshape(turns, *scale.shape) * scale.to(unit.dtype)
     return rows.reshape(x.shape).to(x.dtype)
+
+
+def _segment_or_none(labels: torch.Tensor, segments: int) -> torch.Tensor:
+    """Labels that name no segment as that of one more."""
+    return torch.where((labels >= 0) & (labels < segments), labels, segments)
+
+
+def segment_sum(x: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Sums [K, D] of the rows of x [N, D] that have the labels 0, ..., K - 1, in the accumulator's dtype. The order and
+    offsets [K + 1] of the rows sorted by label say the same as the labels; they are for kernels."""
+    segments = offsets.shape[0] - 1
+    total = torch.zeros(segments + 1, x.shape[1], dtype=accumulate_dtype(x.dtype), device=x.device)
+    return total.index_add(0, _segment_or_none(labels, segments), x.to(total.dtype))[:segments]
+
+
+def segment_gather(grad: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of the rows of grad [K, D] those that the labels name, 0 for none: the gradient of a sum over segments."""
+    padded = torch.nn.functional.pad(grad, (0, 0, 0, 1))
+    return padded[_segment_or_none(labels, grad.shape[0])]
