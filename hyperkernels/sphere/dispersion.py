@@ -1,0 +1,154 @@
+"""How far points on the sphere are from each other, without the N x N distances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import _check
+from ..pair_mining import selections
+from ..pair_mining.losses.spread import log_mean_exp_of
+from ..pair_mining.pairs import Pairs, unit_rows
+from .once import Slope
+from .reference import EPS, accumulate_dtype
+
+_BLOCK = 2**21  # pairs of points that the Riesz energy holds at a time
+REDUCTIONS = ("mean", "sum")
+
+
+class _Riesz(torch.autograd.Function):
+    """The sum over ordered pairs of unit rows in float64. A block of rows is made once, for energy and gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, unit: torch.Tensor, s: float, floor: float) -> torch.Tensor:
+        n, factor = len(unit), s or 1.0
+        energy = unit.new_zeros(())
+        gradient = torch.empty_like(unit) if ctx.needs_input_grad[0] else None
+        size = max(1, _BLOCK // max(n, 1))
+        for first in range(0, n, size):
+            block = unit[first : first + size]
+            own = torch.arange(first, first + len(block), device=unit.device)[:, None]
+            square = (2 - 2 * (block @ unit.T)).scatter_(1, own, torch.inf)
+            held = square.clamp_min(floor**2)
+            slope = held ** (-s / 2 - 1)  # -2 / factor times the derivative to the squared distance
+            value = held * slope if s else -0.5 * held.log()
+            # Below the floor it goes on as a straight line in the squared distance.
+            value += factor / 2 * slope * (held - square)
+            energy += value.scatter_(1, own, 0).sum()
+            if gradient is not None:
+                torch.matmul(slope, unit, out=gradient[first : first + size])
+        if gradient is not None:
+            ctx.save_for_backward(gradient.mul_(2 * factor), unit)
+        return energy
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return Slope.apply(grad, *ctx.saved_tensors), None, None
+
+
+def riesz_energy(
+    x: torch.Tensor, s: float = 1.0, *, reduction: str = "mean", min_distance: float = 1e-4
+) -> torch.Tensor:
+    """The Riesz energy, or minimum hyperspherical energy (Liu et al., arXiv 1805.09298), of the directions of the rows:
+    over all pairs i != j
+
+        |x_i^ - x_j^|^-s,   -log |x_i^ - x_j^| for s = 0
+
+    Computed in float64, over blocks of rows that give value and gradient at once; N x N of them are never stored.
+
+    Args:
+        x: [N, D]; float64, float32, bfloat16 or float16; rows of any length.
+        s: at least 0.
+        reduction: "mean" over the N (N - 1) pairs, or "sum".
+        min_distance: above 0. Pairs closer than that have the energy's tangent there, in the squared distance, as
+            theirs: finite, and driven apart unless they coincide.
+
+    Returns:
+        A scalar; float32, float64 for float64; finite while min_distance^-s is. 0 for fewer than two rows.
+        Differentiable once.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named.
+    """
+    _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
+    s = _check.number("s", s, minimum=0.0)
+    _check.choice("reduction", reduction, REDUCTIONS)
+    floor = _check.number("min_distance", min_distance, above=0.0, maximum=2.0)
+    n = len(x)
+    energy = _Riesz.apply(unit_rows(x.double(), EPS), s, floor)
+    return (energy / max(n * (n - 1), 1) if reduction == "mean" else energy).to(accumulate_dtype(x.dtype))
+
+
+def _nearest(x: torch.Tensor) -> torch.Tensor:
+    """Squared distance of every direction to its nearest, [N], 0 rather than none for a single row. The nearest is
+    found by cosines in the dtype of x, the distance by a difference in the accumulator's."""
+    with torch.no_grad():
+        index = Pairs(x).statistics("all", extremes=True).high_index
+    unit = unit_rows(x.to(accumulate_dtype(x.dtype)), EPS)
+    rows = torch.arange(len(x), device=x.device)
+    return -selections.values(unit, None, rows, torch.where(index < 0, rows, index), "squared_euclidean")
+
+
+def _root(square: torch.Tensor) -> torch.Tensor:
+    """With a gradient of 0 at 0."""
+    some = square > 0
+    return torch.where(some, torch.where(some, square, 1).sqrt(), 0 * square)
+
+
+def koleo(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """The Kozachenko-Leonenko entropy loss (Sablayrolles et al., arXiv 1806.03198) of the directions of the rows:
+
+        -mean_i log(min_{j != i} |x_i^ - x_j^| + eps)
+
+    Args:
+        x: [N, D]; float64, float32, bfloat16 or float16; rows of any length.
+        eps: above 0; rows that coincide have -log(eps), and a gradient of 0.
+
+    Returns:
+        A scalar; float32, float64 for float64. 0 for fewer than two rows.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named.
+    """
+    eps = _check.number("eps", eps, above=0.0)
+    _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
+    square = _nearest(x)
+    return -(_root(square) + eps).log().mean() if len(x) > 1 else square.sum()
+
+
+def mean_nearest_angle(x: torch.Tensor) -> torch.Tensor:
+    """The mean angle from a row to its nearest; minus it is the loss of MMA (Wang et al., arXiv 2006.06527).
+
+    Args:
+        x: [N, D]; float64, float32, bfloat16 or float16; rows of any length.
+
+    Returns:
+        A scalar in [0, pi]; float32, float64 for float64; its gradient is 0 where rows coincide or are opposite. 0 for
+        fewer than two rows.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named.
+    """
+    _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
+    square = _nearest(x)
+    angle = 2 * torch.atan2(_root(square), _root(4 - square))
+    return angle.mean() if len(x) > 1 else square.sum()
+
+
+def packing(x: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """Soft packing: t log of the mean over i != j of e^{cos(x_i, x_j) / t}, which tends to the largest cosine of two
+    rows as t tends to 0. (The hard one is ``hk.losses.nearest_pair_packing``.)
+
+    Args:
+        x: [N, D]; float64, float32, bfloat16 or float16; rows of any length.
+        temperature: t, above 0.
+
+    Returns:
+        A scalar; float32, float64 for float64. 0 for fewer than two rows.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named.
+    """
+    temperature = _check.number("temperature", temperature, above=0.0)
+    return temperature * log_mean_exp_of(Pairs(x), scale=1 / temperature)

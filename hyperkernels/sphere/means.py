@@ -1,0 +1,129 @@
+"""Means, spread and clusters of directions."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _check
+from ..pair_mining.pairs import Pairs, unit_rows
+from ..unit_norm.functional import unit_norm
+from .functional import exp_map
+from .reference import EPS, accumulate_dtype
+from .segments import segment_mean
+
+_SERIES = 12  # terms of theta / sin(theta) in sin(theta / 2)^2, right to the last digit of float64 below _SERIES_END
+_SERIES_END = 0.05
+
+
+def _rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows in the accumulator's dtype, and which are longer than EPS, as 1 and 0: a shorter one has no
+    direction."""
+    _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
+    x = x.to(accumulate_dtype(x.dtype))
+    norm = torch.linalg.vector_norm(x.detach(), dim=1)
+    return unit_rows(x, EPS), (~(norm < EPS)).to(x.dtype)
+
+
+def _angle_over_sine(cosine: torch.Tensor) -> torch.Tensor:
+    """theta / sin(theta) from cos(theta); 0 at opposite points, from which no geodesic is the shortest."""
+    square = (1 - cosine).clamp_min(0) / 2  # of sin(theta / 2)
+    near = square < _SERIES_END
+    low = torch.where(near, square, 0)
+    series = torch.ones_like(low)
+    for k in range(_SERIES, 0, -1):
+        series = 1 + 2 * k / (2 * k + 1) * low * series
+    opposite = square > 1 - 8 * torch.finfo(cosine.dtype).eps
+    high = torch.where(near | opposite, 0.5, square)
+    far = 2 * torch.asin(high.sqrt()) / (2 * (high * (1 - high)).sqrt())
+    return torch.where(near, series, torch.where(opposite, 0, far))
+
+
+def frechet_mean(x: torch.Tensor, weights: torch.Tensor | None = None, *, iterations: int = 16) -> torch.Tensor:
+    """The point whose mean squared angle to the rows of x is the smallest (Karcher, 1977): from the direction of their
+    mean, ``iterations`` times mu <- exp_mu(sum_i w_i log_mu(x_i)).
+
+    Rows within an open quarter turn of a point have one such mean, and the iteration finds it. Spread wider they may
+    have several, or a whole circle of them, and what is found is the stationary point that the start leads to. Where
+    the directions cancel, there is no start to speak of: the result is finite, and arbitrary.
+
+    Args:
+        x: [N, D]; float64, float32, bfloat16 or float16; rows of any length stand for their directions. A row shorter
+            than 1e-12 takes no part, nor does one opposite the point reached.
+        weights: [N], at least 0; any float dtype. None: all alike.
+        iterations: at least 0. Four are enough for rows within half a right angle, in float32; 0 is the direction of
+            the mean.
+
+    Returns:
+        [D], a unit row in the dtype of x; 0 without rows. Differentiable through the iteration; once, as the kernels of
+        ``exp_map`` are.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named.
+    """
+    _check.integer("iterations", iterations, 0)
+    unit, share = _rows(x)
+    if weights is not None:
+        _check.tensor("weights", weights, _check.FLOAT_DTYPES, dim=1)
+        _check.same_device("weights", weights, "x", x)
+        if weights.shape[0] != x.shape[0]:
+            raise ValueError(f"weights must have one entry per row of x ({x.shape[0]}); got {tuple(weights.shape)}")
+        share = share * weights.to(share.dtype)
+    total = share.sum()
+    share = share / torch.where(total == 0, 1, total)
+    with torch.autocast(x.device.type, enabled=False):
+        mu = unit_rows((share @ unit)[None], EPS)
+        for _ in range(iterations):
+            # No logarithm is stored: log_mu(x) = theta / sin(theta) (x - cos(theta) mu), and exp_map takes tangents.
+            pull = share * _angle_over_sine(unit @ mu[0])
+            mu = exp_map(mu, (pull @ unit)[None])
+    return mu[0].to(x.dtype)
+
+
+def circular_variance(x: torch.Tensor) -> torch.Tensor:
+    """1 - |mean of x^| (Mardia and Jupp, 2000): 0 where all rows have one direction, 1 where they cancel. It is
+    computed from the distances to the mean, which keeps the digits of a small one.
+
+    Args:
+        x: [N, D]; float64, float32, bfloat16 or float16; rows shorter than 1e-12 take no part.
+
+    Returns:
+        A scalar; float32, float64 for float64. 0 without rows.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named.
+    """
+    unit, share = _rows(x)
+    share = share / share.sum().clamp_min(1)
+    with torch.autocast(x.device.type, enabled=False):
+        mean = share @ unit
+        spread = share @ (unit - mean).square().sum(1)  # 1 - |mean|^2
+    return spread / (1 + torch.linalg.vector_norm(mean))
+
+
+@torch.no_grad()
+def kmeans_step(x: torch.Tensor, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A step of spherical k-means (Dhillon and Modha, 2001): every row goes to the centre of the largest cosine, and
+    every centre to the direction of the mean of its unit rows. The N x K cosines are never stored.
+
+    Args:
+        x: [N, D]; float64, float32, bfloat16 or float16; rows of any length.
+        centers: [K, D] of the dtype of x, K at least 1; rows of any length.
+
+    Returns:
+        (new centres [K, D], unit rows in the dtype of x; the centre of every row [N], int64, the lowest where cosines
+        are equal; that cosine [N], float32, float64 for float64). A centre without rows, or whose rows cancel, stays
+        where it is. Nothing is differentiable.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named.
+    """
+    _check.tensor("centers", centers, _check.FLOAT_DTYPES, dim=2)
+    pairs = Pairs(x, None, centers)
+    if not len(centers):
+        raise ValueError(f"centers must have at least one row; got shape {tuple(centers.shape)}")
+    found = pairs.statistics("all", extremes=True)
+    wide = accumulate_dtype(x.dtype)
+    means, _ = segment_mean(unit_norm(x.to(wide)), found.high_index, len(centers))
+    moved = torch.linalg.vector_norm(means, dim=1, keepdim=True) >= torch.finfo(wide).eps
+    centers = torch.where(moved, unit_norm(means), unit_norm(centers.to(wide))).to(x.dtype)
+    return centers, found.high_index, found.high
