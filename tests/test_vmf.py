@@ -83,6 +83,13 @@ def test_concentration_is_the_inverse(d):
     kappa = hk.sphere.vmf_concentration(length, d)
     torch.testing.assert_close(hk.sphere.vmf_mean_length(kappa, d), length, rtol=1e-14, atol=1e-15)
     assert (kappa.diff() > 0).all()
+    # Its gradient is 1 / A', up to what a float64 at 1 - 1e-6 still knows of the length.
+    length = length[length < 1 - 1e-6].requires_grad_()
+    kappa = hk.sphere.vmf_concentration(length, d)
+    (gradient,) = torch.autograd.grad(kappa.sum(), length)
+    at = kappa.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(hk.sphere.vmf_mean_length(at, d).sum(), at)
+    torch.testing.assert_close(gradient, 1 / slope, rtol=1e-7, atol=0)
 
 
 def test_concentration_at_the_end():

@@ -17,7 +17,7 @@ _LARGEST_EXPONENT = 60.0
 
 def _radius(name: str, value: Any, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        return like.new_tensor(_check.number(name, value, minimum=0.0))
+        return like.new_full((), _check.number(name, value, minimum=0.0))
     _check.tensor(name, value, _check.FLOAT_DTYPES, dim=0)
     _check.same_device(name, value, "x", like)
     return value.detach().to(like.dtype)
@@ -185,7 +185,7 @@ def log_barrier_loss(
     norm = torch.linalg.vector_norm(rows, dim=1)
     radius = norm / ((norm + 1).sqrt() + 1)
     high = torch.where(anomalous, 0.9 * radius.detach(), largest_radius)
-    high = torch.cat([high, high.new_tensor([largest_radius])]).amin()
+    high = torch.cat([high, high.new_full((1,), largest_radius)]).amin()
     low = 0.99 * high
     loss = _barrier(radius - high, ~anomalous) + _barrier(low - radius, ~anomalous)
     if target is None:

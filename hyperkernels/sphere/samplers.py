@@ -82,7 +82,7 @@ def sample_vmf(
         _check.tensor("kappa", kappa, _check.FLOAT_DTYPES)
         _check.same_device("kappa", kappa, "mu", mu)
     else:
-        kappa = torch.tensor(_check.number("kappa", kappa, minimum=0.0), dtype=torch.float64, device=mu.device)
+        kappa = torch.full((), _check.number("kappa", kappa, minimum=0.0), dtype=torch.float64, device=mu.device)
     try:
         kappa = kappa.double().expand(mu.shape[:-1])
     except RuntimeError:
@@ -116,6 +116,6 @@ def _one_minus_component(kappa: torch.Tensor, d: int, n: int, generator: torch.G
         likely = kappa * (short - proposed) + (d - 1) * (inside.log() - floor)
         away = torch.where(open_, proposed, away)
         open_ &= likely < u[2].log()
-        if kappa.device.type == "cpu" and not open_.any():
+        if kappa.device.type == "cpu" and not torch.compiler.is_compiling() and not open_.any():
             break
     return away

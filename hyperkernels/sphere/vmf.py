@@ -71,21 +71,26 @@ def _debye(kappa: torch.Tensor, order: float) -> tuple[torch.Tensor, torch.Tenso
     return log_sum, ratio
 
 
+def _orders_above(d: int) -> list[float]:
+    """The orders to go down by, from that of the expansion to the one after d / 2 - 1."""
+    order = d / 2 - 1
+    return [order + j for j in range(math.ceil(_ORDER - order), 0, -1)]
+
+
 def _expansion(kappa: torch.Tensor, d: int) -> tuple[torch.Tensor, torch.Tensor]:
     """log S_v of the order v = d / 2 - 1, and r_{v + 1}: the mean length over kappa."""
-    order = d / 2 - 1
-    above = max(0, math.ceil(_ORDER - order))
-    log_sum, ratio = _debye(kappa, order + above)
-    for v in (order + j for j in range(above, 0, -1)):
+    orders = _orders_above(d)
+    log_sum, ratio = _debye(kappa, d / 2 - 1 + len(orders))
+    for v in orders:
         growth = kappa * (kappa * ratio)
         log_sum = log_sum + torch.log1p(growth / (2 * v))
         ratio = 1 / (2 * v + growth)
     return log_sum, ratio
 
 
-def _number(name: str, value: Any) -> torch.Tensor:
+def _number(name: str, value: Any, device: torch.device | None = None) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        return torch.tensor(_check.number(name, value))
+        return torch.full((), _check.number(name, value), device=device)
     return _check.tensor(name, value, _check.FLOAT_DTYPES)
 
 
@@ -126,18 +131,29 @@ def vmf_mean_length(kappa: torch.Tensor | float, d: int) -> torch.Tensor:
     return (wide * _expansion(wide, d)[1]).to(accumulate_dtype(kappa.dtype))
 
 
+def _length_and_slope(kappa: torch.Tensor, d: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A_d and its derivative 1 - A_d^2 - (d - 1) A_d / kappa, by way of 1 - A_d, which goes down the orders as r does
+    and keeps its digits where kappa is large."""
+    orders = _orders_above(d)
+    top = d / 2 - 1 + len(orders)
+    z = kappa / top
+    t = torch.hypot(torch.ones_like(z), z)
+    total, slope = _debye_sum(1 / t, top)
+    rest = (1 + 1 / (t + z)) / (1 + t) + z / (2 * top * t**2) + z * slope / (top * total * t**3)
+    for v in orders:
+        rest = (2 * v - kappa * rest) / (2 * v + kappa * (1 - rest))
+    ratio = _expansion(kappa, d)[1]
+    return kappa * ratio, rest * (2 - rest) - (d - 1) * ratio
+
+
 class _Concentration(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, length: torch.Tensor, d: int) -> torch.Tensor:
         kappa = length * (d - length**2) / (1 - length**2)
-        for step in range(_NEWTON_STEPS + 1):
-            with torch.enable_grad():
-                kappa.requires_grad_()
-                found = kappa * _expansion(kappa, d)[1]
-                (slope,) = torch.autograd.grad(found.sum(), kappa)
-            kappa = kappa.detach()
-            if step < _NEWTON_STEPS:
-                kappa = kappa + (length - found.detach()) / slope
+        for _ in range(_NEWTON_STEPS):
+            found, slope = _length_and_slope(kappa, d)
+            kappa = kappa + (length - found) / slope
+        _, slope = _length_and_slope(kappa, d)
         ctx.save_for_backward(1 / slope, length)
         return kappa
 
@@ -188,10 +204,11 @@ def vmf_log_prob(x: torch.Tensor, mu: torch.Tensor, kappa: torch.Tensor | float)
     _check.same_device("mu", mu, "x", x)
     if tuple(mu.shape) not in ((x.shape[1],), tuple(x.shape)):
         raise ValueError(f"mu must be [{x.shape[1]}] or of the shape of x {tuple(x.shape)}; got {tuple(mu.shape)}")
-    kappa = _number("kappa", kappa)
+    kappa = _number("kappa", kappa, x.device)
+    _check.same_device("kappa", kappa, "x", x)
     if tuple(kappa.shape) not in ((), (x.shape[0],)):
         raise ValueError(f"kappa must be a number, a scalar or [{x.shape[0]}]; got shape {tuple(kappa.shape)}")
-    kappa = kappa.to(x.device, accumulate_dtype(x.dtype))
-    wide = kappa.dtype
+    wide = accumulate_dtype(x.dtype)
+    kappa = kappa.to(wide)
     cosine = (unit_rows(x.to(wide), 1e-12) * unit_rows(mu.to(wide).reshape(-1, x.shape[1]), 1e-12)).sum(1)
     return vmf_log_norm(kappa, x.shape[1]) + kappa * cosine
