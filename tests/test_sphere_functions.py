@@ -1,11 +1,13 @@
 """Means, radii and features on the sphere against their formulas row by row, and the cases at the edges."""
 
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from pair_softmax_cases import compare, points
+from support import ROOT
 
 import hyperkernels as hk
 
@@ -488,3 +490,17 @@ def test_mean_squared_angle_is_the_smallest_at_the_mean():
         other = S.exp_map(mu, 1e-2 * torch.randn(5, dtype=torch.float64))
         assert S.angle(other.expand_as(x), x).square().mean() > smallest
     assert smallest < (math.pi / 2) ** 2
+
+
+def test_the_document():
+    """Its blocks run as they stand there, one after another."""
+    page = (ROOT / "docs" / "sphere.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 6
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    torch.testing.assert_close(names["again"], F.normalize(names["y"]))
+    assert abs(names["estimate"] / 50 - 1) < 0.1
+    public = set(re.findall(r"`(?:hk\.sphere\.)?(\w+)`", page)) | set(re.findall(r"hk\.sphere\.(\w+)", page))
+    assert set(S.__all__) <= public

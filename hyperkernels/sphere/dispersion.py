@@ -13,7 +13,7 @@ from ..pair_mining.pairs import Pairs, unit_rows
 from .once import Slope
 from .reference import EPS, accumulate_dtype
 
-_BLOCK = 2**21  # pairs of points that the Riesz energy holds at a time
+_BLOCK = 2**20  # pairs of points that the Riesz energy holds at a time
 REDUCTIONS = ("mean", "sum")
 
 
@@ -24,20 +24,25 @@ class _Riesz(torch.autograd.Function):
     def forward(ctx: Any, unit: torch.Tensor, s: float, floor: float) -> torch.Tensor:
         n, factor = len(unit), s or 1.0
         energy = unit.new_zeros(())
-        gradient = torch.empty_like(unit) if ctx.needs_input_grad[0] else None
-        size = max(1, _BLOCK // max(n, 1))
-        for first in range(0, n, size):
-            block = unit[first : first + size]
-            own = torch.arange(first, first + len(block), device=unit.device)[:, None]
-            square = (2 - 2 * (block @ unit.T)).scatter_(1, own, torch.inf)
+        gradient = torch.zeros_like(unit) if ctx.needs_input_grad[0] else None
+        first = 0
+        while first < n:
+            last = min(n, first + max(1, _BLOCK // (n - first)))
+            block, after = unit[first:last], unit[first:]
+            # Of the block's rows with those from its first on; a pair within the block is met twice, and counts half.
+            square = 2 - 2 * (block @ after.T)
+            square.diagonal().fill_(torch.inf)
             held = square.clamp_min(floor**2)
-            slope = held ** (-s / 2 - 1)  # -2 / factor times the derivative to the squared distance
-            value = held * slope if s else -0.5 * held.log()
+            slope = held.rsqrt() ** (s + 2)  # -2 / factor times the derivative to the squared distance
+            value = held * slope if s else held.log().mul_(-0.5)
             # Below the floor it goes on as a straight line in the squared distance.
-            value += factor / 2 * slope * (held - square)
-            energy += value.scatter_(1, own, 0).sum()
+            value += held.sub_(square).mul_(slope).mul_(factor / 2)
+            value.diagonal().zero_()
+            energy += 2 * value.sum() - value[:, : last - first].sum()
             if gradient is not None:
-                torch.matmul(slope, unit, out=gradient[first : first + size])
+                gradient[first:last] += slope @ after
+                gradient[last:] += slope[:, last - first :].T @ block
+            first = last
         if gradient is not None:
             ctx.save_for_backward(gradient.mul_(2 * factor), unit)
         return energy
