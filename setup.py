@@ -19,6 +19,7 @@ SOURCES = [
     "csrc/unit_norm/cpu.cpp",
     "csrc/optim/cpu.cpp",
     *(f"csrc/sphere/{part}.cpp" for part in ("points", "vectors", "residual", "scaled_unit_norm", "segments")),
+    "csrc/optim/sphere.cpp",
     *(f"csrc/margin_softmax/{part}.cpp" for part in ("problem", "gemm_bf16", "products", "forward", "backward")),
     *(f"csrc/pair_mining/{part}.cpp" for part in ("problem", "schedule", "statistics", "statistics_backward")),
     *(f"csrc/pair_mining/{part}.cpp" for part in ("top_k", "lists", "sample", "bins", "bins_backward", "values")),

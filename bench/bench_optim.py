@@ -1,4 +1,5 @@
-"""Optimisers over sampled rows, and over all, against torch's and against what a user of sampled classes writes."""
+"""Optimisers over sampled rows, and over all, against torch's and against what a user of sampled classes writes;
+optimisers on the sphere against geoopt's and against what a user without it writes."""
 
 from __future__ import annotations
 
@@ -9,11 +10,14 @@ import torch
 
 import hyperkernels as hk
 
+from . import peers
 from .harness import OURS, Case, Comparison, Contender, Settings
 
 SETS = 3
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 ADAMW = {"lr": 1e-3, "weight_decay": 0.1}
+SPHERE_SGD = {"lr": 0.1, "momentum": 0.9}
+SPHERE_ADAM = {"lr": 1e-3}
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -31,6 +35,12 @@ def cases(settings: Settings) -> Iterator[Case]:
                 return step(name, options, moments, rows, c, d, settings.device)
 
             yield Case(f"{name} step {what}", f"R={rows} C={c} D={d}", torch.float32, build)
+    for name, options in (("SphereSGD", SPHERE_SGD), ("SphereAdam", SPHERE_ADAM)):
+
+        def build_sphere(name: str = name, options: dict[str, float] = options) -> Comparison:
+            return sphere_step(name, options, c, d, settings.device)
+
+        yield Case(f"{name} step", f"R={c} D={d}", torch.float32, build_sphere)
 
 
 def test_optim(case: Case, compare: Callable[[], None]) -> None:
@@ -74,6 +84,12 @@ def step(name: str, options: dict[str, float], moments: int, rows: int, c: int, 
         contenders.append(contender("torch.optim, foreach", torch_optimizer, lambda i: values))
     # Read: weight, moments, gradient. Written: weight and moments.
     passes = 3 + 2 * moments
+    contenders.append(_floor(passes, rows, d, device))
+    return Comparison(contenders, float(passes * rows * d * 4), "GB/s", SETS)
+
+
+def _floor(passes: int, rows: int, d: int, device: str) -> Contender:
+    """Reads and writes as many arrays as there are passes, an odd number."""
     arrays = [torch.randn(rows, d, device=device) for _ in range(passes)]
     half = passes // 2
 
@@ -82,8 +98,66 @@ def step(name: str, options: dict[str, float], moments: int, rows: int, c: int, 
             to.copy_(source)
         arrays[-1].sum()
 
-    contenders.append(Contender("floor: copies of the same size", copy, is_floor=True))
-    return Comparison(contenders, float(passes * rows * d * 4), "GB/s", SETS)
+    return Contender("floor: copies of the same size", copy, is_floor=True)
+
+
+def sphere_step(name: str, options: dict[str, float], rows: int, d: int, device: str) -> Comparison:
+    """One step of points on the sphere, its gradient given. Read: points, gradient, momentum. Written: points and
+    momentum."""
+    torch.manual_seed(0)
+    start = torch.nn.functional.normalize(torch.randn(rows, d, device=device), dim=1)
+    gradients = [torch.randn(rows, d, device=device) for _ in range(SETS)]
+
+    def contender(label: str, points: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> Contender:
+        def run(i: int) -> None:
+            points.grad = gradients[i]
+            optimizer.step()
+
+        return Contender(label, run)
+
+    points = torch.nn.Parameter(start.clone())
+    contenders = [contender(OURS, points, getattr(hk.optim, name)([points], **options))]
+    eager = _eager_adam if name == "SphereAdam" else _eager_sgd
+    contenders.append(Contender("PyTorch, eager", eager(start.clone(), gradients, **options)))
+    if peers.present("geoopt"):
+        import geoopt
+
+        points = geoopt.ManifoldParameter(start.clone(), manifold=geoopt.Sphere())
+        theirs = geoopt.optim.RiemannianAdam if name == "SphereAdam" else geoopt.optim.RiemannianSGD
+        contenders.append(contender("geoopt", points, theirs([points], **options)))
+    contenders.append(_floor(5, rows, d, device))
+    return Comparison(contenders, float(5 * rows * d * 4), "GB/s", SETS)
+
+
+def _tangent(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return v - (x * v).sum(1, keepdim=True) * x
+
+
+def _eager_sgd(x: torch.Tensor, gradients: list[torch.Tensor], lr: float, momentum: float) -> Callable[[int], None]:
+    buffer = torch.zeros_like(x)
+
+    def run(i: int) -> None:
+        buffer.mul_(momentum).add_(_tangent(x, gradients[i]))
+        x.copy_(torch.nn.functional.normalize(x - lr * buffer, dim=1))
+        buffer.copy_(_tangent(x, buffer))
+
+    return run
+
+
+def _eager_adam(x: torch.Tensor, gradients: list[torch.Tensor], lr: float) -> Callable[[int], None]:
+    mean, square, step = torch.zeros_like(x), torch.zeros(len(x), 1, device=x.device), 0
+
+    def run(i: int) -> None:
+        nonlocal step
+        step += 1
+        slope = _tangent(x, gradients[i])
+        mean.mul_(0.9).add_(slope, alpha=0.1)
+        square.mul_(0.999).add_(slope.square().sum(1, keepdim=True), alpha=0.001)
+        size = lr / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        x.copy_(torch.nn.functional.normalize(x - size * mean, dim=1))
+        mean.copy_(_tangent(x, mean))
+
+    return run
 
 
 def _gathered(

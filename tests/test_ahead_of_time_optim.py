@@ -12,20 +12,18 @@ TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", t
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
-def resources(kernel, target, dtype, dim, given):
-    from hyperkernels.optim import triton_kernels as family
-
+def resources(family, kernel, target, dtype, dim, given):
     state = "*fp64" if dtype == torch.float64 else "*fp32"
     signature = {"step_ptr": "*i32", "index_ptr": "*i64", "count": "i64", "rows": "i64"}
-    signature |= dict.fromkeys(("weight_ptr", "gradient_ptr"), f"*{TYPES[dtype]}")
-    signature |= dict.fromkeys(("buffer_ptr", "mean_ptr", "square_ptr"), state)
+    signature |= dict.fromkeys(("weight_ptr", "point_ptr", "gradient_ptr"), f"*{TYPES[dtype]}")
+    signature |= dict.fromkeys(("buffer_ptr", "mean_ptr", "square_ptr", "largest_ptr"), state)
     signature |= {"lr_ptr": "*fp64", "grad_scale_ptr": "*fp32", "found_inf_ptr": "*fp32"}
     # Numbers of the host are float64 because their parameters are annotated so: the launcher compiles for the same.
     scalars = [p.name for p in kernel.params if p.annotation_type]
     assert all(p.annotation_type == "fp64" for p in kernel.params if p.annotation_type)
     signature |= dict.fromkeys(scalars, "fp64")
     constants = {"NESTEROV": True, "MAXIMIZE": False, "D": dim}
-    optional = ("index_ptr", "lr_ptr", "grad_scale_ptr", "found_inf_ptr")
+    optional = ("index_ptr", "lr_ptr", "grad_scale_ptr", "found_inf_ptr", "largest_ptr")
     if not given:
         constants |= dict.fromkeys(optional)
     config = family.configuration(dim, dtype.itemsize)
@@ -36,6 +34,19 @@ def resources(kernel, target, dtype, dim, given):
     return aot.compile_triton(kernel, target, signature, constants, num_warps=warps)
 
 
+def check(family, kernel, target, dtype, dim, given):
+    found = resources(family, kernel, target, dtype, dim, given)
+    report = aot.table([found])
+    print(report)
+    # There a division of float64 calls a routine for its rare cases, with a return address on the stack.
+    called = 8 if target == "sm_80" and dtype == torch.float64 else 0
+    assert found.stack <= called, report
+    if dim % 16 == 0 and not target.startswith("gfx"):
+        widths = re.findall(r"\bst\.global\S*?((?:\.v\d)?\.b\d+)", found.text)
+        assert {".v4.b32", ".v2.b64"} & set(widths), f"not 16 bytes wide: {widths}, {report}"
+    return found
+
+
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize("dtype", TYPES, ids=TYPES.get)
 def test_optim_in_triton(target, dtype):
@@ -44,12 +55,22 @@ def test_optim_in_triton(target, dtype):
     for kernel, scalars in ((family.sgd_kernel, 4), (family.adamw_kernel, 9)):
         assert sum(bool(p.annotation_type) for p in kernel.params) == scalars
         for dim, given in ((1, False), (511, True), (512, True), (512, False), (4096, True)):
-            found = resources(kernel, target, dtype, dim, given)
-            report = aot.table([found])
-            print(report)
-            # There a division of float64 calls a routine for its rare cases, with a return address on the stack.
-            called = 8 if target == "sm_80" and dtype == torch.float64 else 0
-            assert found.stack <= called, report
-            if dim % 16 == 0 and not target.startswith("gfx"):
-                widths = re.findall(r"\bst\.global\S*?((?:\.v\d)?\.b\d+)", found.text)
-                assert {".v4.b32", ".v2.b64"} & set(widths), f"not 16 bytes wide: {widths}, {report}"
+            check(family, kernel, target, dtype, dim, given)
+
+
+ON_THE_SPHERE = [("sm_90", dtype) for dtype in TYPES] + [
+    ("sm_80", torch.bfloat16), ("sm_100", torch.float16), ("gfx942", torch.float32), ("gfx942", torch.float64)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "dtype"), ON_THE_SPHERE)
+def test_optim_on_the_sphere_in_triton(target, dtype):
+    from hyperkernels.optim import triton_sphere as family
+
+    for kernel, scalars in ((family.sphere_sgd_kernel, 3), (family.sphere_adam_kernel, 8)):
+        assert sum(bool(p.annotation_type) for p in kernel.params) == scalars
+        for dim, given in ((511, True), (512, False), (4096, True), (20000, True)):
+            found = check(family, kernel, target, dtype, dim, given)
+            if dim in (512, 4096) and not target.startswith("gfx"):
+                # A vector of one block is read once: three arrays of 16 numbers a lane (8 in float64), 16 bytes each.
+                assert len(re.findall(r"\bld\.global", found.text)) <= 20, aot.table([found])

@@ -1,14 +1,12 @@
 // SGD and AdamW over some rows of a weight on the CPU: each row, its state and its gradient are read once and written
 // once. The gradient's row i belongs to row index[i] of weight and state. Rows are distinct, so threads share none.
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <optional>
 
-#include "../simd.h"
+#include "arguments.h"
 
 namespace hyperkernels::optim {
 
@@ -16,10 +14,6 @@ namespace {
 
 using simd::load;
 using simd::store;
-
-template <class S>
-using Accumulate = typename simd::Accumulate<S>::type;
-using Optional = std::optional<at::Tensor>;
 
 template <class S>
 struct Rows {
@@ -109,41 +103,6 @@ struct AdamWRows {
   }
 };
 
-// Calls f with the storage type of the weight.
-template <class F>
-void with_storage(at::ScalarType dtype, F f) {
-  switch (dtype) {
-    case at::kDouble:
-      return f(double());
-    case at::kFloat:
-      return f(float());
-    case at::kBFloat16:
-      return f(simd::Bfloat16());
-    case at::kHalf:
-      return f(simd::Half());
-    default:
-      TORCH_CHECK_TYPE(false, "weight must have dtype float64, float32, bfloat16 or float16; got ", dtype);
-  }
-}
-
-template <class T>
-T* mutable_data(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-double number(const Optional& tensor, const char* name, double otherwise) {
-  if (!tensor.has_value()) return otherwise;
-  TORCH_CHECK_VALUE(tensor->numel() == 1, name, " must hold one number; got shape ", tensor->sizes());
-  return tensor->item<double>();
-}
-
-void check_state(const at::Tensor& state, const char* name, const at::Tensor& weight) {
-  const at::ScalarType dtype = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  TORCH_CHECK_VALUE(state.sizes() == weight.sizes() && state.is_contiguous(), name, " must be contiguous of shape ",
-                    weight.sizes(), "; got ", state.sizes());
-  TORCH_CHECK_TYPE(state.scalar_type() == dtype, name, " must have dtype ", dtype, "; got ", state.scalar_type());
-}
-
 // What both optimisers are given, checked before anything is written.
 struct Update {
   at::Tensor weight, step, gradient, rows;
@@ -197,7 +156,7 @@ void sgd_rows_(at::Tensor weight, const Optional& momentum_buffer, at::Tensor st
                const Optional& rows, const Optional& lr_tensor, const Optional& grad_scale, const Optional& found_inf,
                double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize) {
   const Update update(weight, step, gradient, rows, grad_scale, found_inf, maximize);
-  if (momentum_buffer.has_value()) check_state(*momentum_buffer, "momentum_buffer", weight);
+  if (momentum_buffer.has_value()) check_state(*momentum_buffer, "momentum_buffer", weight, weight.sizes());
   const SgdOptions options{number(lr_tensor, "lr_tensor", lr), momentum, dampening, weight_decay, nesterov};
   with_storage(weight.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
@@ -213,8 +172,8 @@ void adamw_rows_(at::Tensor weight, at::Tensor exp_avg, at::Tensor exp_avg_sq, a
                  const Optional& grad_scale, const Optional& found_inf, double lr, double beta1, double beta2,
                  double eps, double weight_decay, bool maximize) {
   const Update update(weight, step, gradient, rows, grad_scale, found_inf, maximize);
-  check_state(exp_avg, "exp_avg", weight);
-  check_state(exp_avg_sq, "exp_avg_sq", weight);
+  check_state(exp_avg, "exp_avg", weight, weight.sizes());
+  check_state(exp_avg_sq, "exp_avg_sq", weight, weight.sizes());
   const AdamWOptions options{number(lr_tensor, "lr_tensor", lr), beta1, beta2, eps, weight_decay};
   with_storage(weight.scalar_type(), [&](auto storage) {
     using S = decltype(storage);

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
-from .. import _check
 from . import op
-from .optimizer import RowOptimizer, Update
+from .optimizer import RowOptimizer, Update, check_moments
 
 
 class AdamW(RowOptimizer):
@@ -47,13 +46,7 @@ class AdamW(RowOptimizer):
         super().__init__(params, {**options, "amsgrad": amsgrad, "maximize": maximize})
 
     def _check_options(self, group: dict[str, Any]) -> None:
-        betas = group["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas must be two numbers; got {betas!r}")
-        for i, beta in enumerate(betas):
-            if _check.number(f"betas[{i}]", beta, minimum=0.0) >= 1:
-                raise ValueError(f"betas[{i}] must be below 1; got {beta}")
-        _check.number("eps", group["eps"], minimum=0.0)
+        check_moments(group)
         if group["amsgrad"]:
             raise ValueError("amsgrad must be False: its maximum is not kept by rows")
 

@@ -36,6 +36,38 @@ def _matrix(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().view(rows, tensor.numel() // max(rows, 1))
 
 
+def numbers_on(
+    device: torch.device, lr: float | torch.Tensor, scaling: Scaling
+) -> tuple[torch.Tensor | None, Scaling, float]:
+    """lr_tensor, scaling and lr as the ops take them. A rate on another device than the CPU is not waited for."""
+    waits = isinstance(lr, torch.Tensor) and "cpu" not in (lr.device.type, device.type)
+    moved = Scaling(*(None if t is None else t.to(device, non_blocking=True) for t in scaling))
+    if waits:
+        assert isinstance(lr, torch.Tensor)
+        return lr.detach().to(device, torch.float64), moved, 0.0
+    return None, moved, float(lr)
+
+
+def check_momentum(group: dict[str, Any]) -> None:
+    _check.number("momentum", group["momentum"], minimum=0.0)
+    _check.number("dampening", group["dampening"])
+    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+        raise ValueError(
+            "nesterov needs a momentum above 0 and a dampening of 0; got momentum "
+            f"{group['momentum']}, dampening {group['dampening']}"
+        )
+
+
+def check_moments(group: dict[str, Any]) -> None:
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers; got {betas!r}")
+    for i, beta in enumerate(betas):
+        if _check.number(f"betas[{i}]", beta, minimum=0.0) >= 1:
+            raise ValueError(f"betas[{i}] must be below 1; got {beta}")
+    _check.number("eps", group["eps"], minimum=0.0)
+
+
 class RowOptimizer(torch.optim.Optimizer):
     """An optimiser whose parameters keep their state row by row (a row is an index of the first dimension).
 
@@ -58,6 +90,10 @@ class RowOptimizer(torch.optim.Optimizer):
         """Write weight and state in place."""
         raise NotImplementedError
 
+    def _count(self, parameter: torch.Tensor, group: dict[str, Any]) -> int:
+        """How many rows a parameter has."""
+        return parameter.shape[0] if parameter.dim() else 1
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         group = {**self.defaults, **param_group}
         lr = group["lr"]
@@ -72,6 +108,7 @@ class RowOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
             _check.tensor("params", parameter, _check.FLOAT_DTYPES)
+            self._count(parameter, self.param_groups[-1])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -93,21 +130,24 @@ class RowOptimizer(torch.optim.Optimizer):
                 loss = closure()
         scaling = Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         for group in self.param_groups:
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                if gradient.layout == torch.strided:
-                    self._update(parameter, group, gradient, None, scaling)
-                    continue
-                if gradient.layout != torch.sparse_coo or gradient.sparse_dim() != 1:
-                    raise ValueError(
-                        "a sparse gradient must be COO, sparse in its first dimension alone; got "
-                        f"{gradient.layout} of shape {tuple(gradient.shape)}"
-                    )
-                gradient = gradient.coalesce()
-                self._update(parameter, group, gradient.values(), gradient.indices()[0], scaling)
+            self._step_group(group, scaling)
         return loss
+
+    def _step_group(self, group: dict[str, Any], scaling: Scaling) -> None:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.layout == torch.strided:
+                self._update(parameter, group, gradient, None, scaling)
+                continue
+            if gradient.layout != torch.sparse_coo or gradient.sparse_dim() != 1:
+                raise ValueError(
+                    "a sparse gradient must be COO, sparse in its first dimension alone; got "
+                    f"{gradient.layout} of shape {tuple(gradient.shape)}"
+                )
+            gradient = gradient.coalesce()
+            self._update(parameter, group, gradient.values(), gradient.indices()[0], scaling)
 
     def _update(
         self,
@@ -122,18 +162,17 @@ class RowOptimizer(torch.optim.Optimizer):
         state = (
             {name: tensor[rows] for name, tensor in matrices.items()} if isinstance(rows, slice) else matrices.copy()
         )
-        weight, device, lr = state.pop("weight"), parameter.device, group["lr"]
-        # A learning rate on another device than the CPU is not waited for.
-        waits = isinstance(lr, torch.Tensor) and "cpu" not in (lr.device.type, device.type)
+        weight = state.pop("weight")
+        lr_tensor, scaling, lr = numbers_on(parameter.device, group["lr"], scaling)
         self._apply(
             Update(
                 weight,
                 state,
                 gradient.reshape(-1, weight.shape[1]) if weight.shape[1] else gradient.reshape(len(gradient), 0),
                 None if isinstance(rows, slice) else rows,
-                lr.detach().to(device, torch.float64) if waits else None,
-                Scaling(*(None if t is None else t.to(device, non_blocking=True) for t in scaling)),
-                0.0 if waits else float(lr),
+                lr_tensor,
+                scaling,
+                lr,
             ),
             group,
         )
@@ -145,15 +184,16 @@ class RowOptimizer(torch.optim.Optimizer):
         """The state that an update of the parameter takes, zero where it is new."""
         state = self.state[parameter]
         if "step" not in state:
-            rows = parameter.shape[0] if parameter.dim() else 1
-            state["step"] = torch.zeros(rows, dtype=torch.int32, device=parameter.device)
+            state["step"] = torch.zeros(self._count(parameter, group), dtype=torch.int32, device=parameter.device)
         names = self._state_names(group)
         for name in names:
             if state.get(name) is None:
-                state[name] = torch.zeros_like(
-                    parameter, dtype=accumulate_dtype(parameter.dtype), memory_format=torch.contiguous_format
-                )
+                state[name] = self._new_state(name, parameter, group)
         return {name: state[name] for name in ("step", *names)}
+
+    def _new_state(self, name: str, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        dtype = accumulate_dtype(parameter.dtype)
+        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, except that state keeps its dtype where torch would round it to the parameter's. A state of the
@@ -189,8 +229,8 @@ class RowOptimizer(torch.optim.Optimizer):
     def _keep(self, given: dict[str, Any]) -> None:
         """Put in the place of what torch has cast what was given."""
         saved_ids = [i for group in given["param_groups"] for i in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for i, parameter in zip(saved_ids, parameters, strict=True):
+        parameters = [(p, group) for group in self.param_groups for p in group["params"]]
+        for i, (parameter, group) in zip(saved_ids, parameters, strict=True):
             saved = given["state"].get(i)
             if saved is None:
                 continue
@@ -199,7 +239,7 @@ class RowOptimizer(torch.optim.Optimizer):
                 if isinstance(value, torch.Tensor) and name != "step":
                     dtype = accumulate_dtype(parameter.dtype) if value.is_floating_point() else value.dtype
                     state[name] = value.to(parameter.device, dtype)
-            rows = parameter.shape[0] if parameter.dim() else 1
+            rows = self._count(parameter, group)
             begun = any(isinstance(value, torch.Tensor) for value in saved.values())
             step = torch.as_tensor(saved.get("step", int(begun)), device=parameter.device)
             if step.dim() and len(step) != rows:

@@ -3,6 +3,7 @@
 import torch
 
 Rows = torch.Tensor | None
+EPS = 1e-12  # a shorter vector has no direction
 
 
 def _inside(weight: torch.Tensor, gradient: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, Rows]:
@@ -101,3 +102,99 @@ def adamw_rows_(
     _put(exp_avg_sq, rows, square, found_inf)
     _put(weight, rows, w * kept - size * mean / denominator, found_inf)
     _put(step, rows, count, found_inf)
+
+
+def _length(v: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def _direction(v: torch.Tensor) -> torch.Tensor:
+    length = _length(v)
+    short = length < EPS
+    return torch.where(short, 0, v) / torch.where(short, 1, length)
+
+
+def _tangent(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return v - (x * v).sum(-1, keepdim=True) * x
+
+
+def _retraction(x: torch.Tensor, change: torch.Tensor, moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The direction of x + change, and moved projected to its tangents; x and 0 where there is no direction."""
+    end = x + change
+    stays = _length(end) < EPS
+    end = _direction(torch.where(stays, x, end))
+    return end, torch.where(stays, 0, _tangent(end, moved))
+
+
+def sphere_sgd_(
+    points: list[torch.Tensor],  # [R, D] each
+    momentum_buffers: list[torch.Tensor],  # [R, D] each; empty: no momentum
+    steps: list[torch.Tensor],  # [R] int32 each
+    gradients: list[torch.Tensor],  # [R, D] each
+    lr_tensor: torch.Tensor | None,
+    grad_scale: torch.Tensor | None,
+    found_inf: torch.Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """x the direction of a row of points and P the projection to its tangents: b = momentum b + (1 - dampening) P g,
+    where b before the first step is g, x' the direction of x - lr b, and b is projected to the tangents of x'. Where
+    x - lr b has no direction, x stays and b is 0."""
+    for i, point in enumerate(points):
+        dtype = torch.float64 if point.dtype == torch.float64 else torch.float32
+        x = _direction(point.to(dtype))
+        slope = _descent(gradients[i], dtype, grad_scale, maximize)
+        change = _tangent(x, slope)
+        rate = lr if lr_tensor is None else lr_tensor.to(dtype)
+        moved = change
+        if momentum_buffers:
+            before = torch.where((steps[i] == 0)[:, None], slope, momentum_buffers[i])
+            moved = momentum * before + (1 - dampening) * change
+        change = change + momentum * moved if nesterov else moved
+        x, moved = _retraction(x, -rate * change, moved)
+        if momentum_buffers:
+            _put(momentum_buffers[i], None, moved, found_inf)
+        _put(point, None, x, found_inf)
+        _put(steps[i], None, steps[i] + 1, found_inf)
+
+
+def sphere_adam_(
+    points: list[torch.Tensor],  # [R, D] each
+    exp_avgs: list[torch.Tensor],  # [R, D] each
+    exp_avg_sqs: list[torch.Tensor],  # [R] each
+    max_exp_avg_sqs: list[torch.Tensor],  # [R] each; empty: no amsgrad
+    steps: list[torch.Tensor],  # [R] int32 each
+    gradients: list[torch.Tensor],  # [R, D] each
+    lr_tensor: torch.Tensor | None,
+    grad_scale: torch.Tensor | None,
+    found_inf: torch.Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    maximize: bool,
+) -> None:
+    """Adam whose second moment is that of |P g|, one number for each row; the first moment goes along as the momentum
+    of `sphere_sgd_` does. No step where its divisor is 0."""
+    for i, point in enumerate(points):
+        dtype = torch.float64 if point.dtype == torch.float64 else torch.float32
+        wide = torch.float32 if point.device.type == "mps" else torch.float64
+        x, count = _direction(point.to(dtype)), steps[i] + 1
+        change = _tangent(x, _descent(gradients[i], dtype, grad_scale, maximize))
+        mean = beta1 * exp_avgs[i] + (1 - beta1) * change
+        square = beta2 * exp_avg_sqs[i] + (1 - beta2) * (change * change).sum(-1)
+        _put(exp_avg_sqs[i], None, square, found_inf)
+        if max_exp_avg_sqs:
+            square = torch.maximum(max_exp_avg_sqs[i], square)
+            _put(max_exp_avg_sqs[i], None, square, found_inf)
+        correction1, correction2 = (1 - beta ** count.to(wide) for beta in (beta1, beta2))
+        size = ((lr if lr_tensor is None else lr_tensor.to(wide)) / correction1).to(dtype)
+        divisor = square.sqrt() / correction2.sqrt().to(dtype) + eps
+        size = torch.where(divisor == 0, 0, size / torch.where(divisor == 0, 1, divisor))
+        x, mean = _retraction(x, -size[:, None] * mean, mean)
+        _put(exp_avgs[i], None, mean, found_inf)
+        _put(point, None, x, found_inf)
+        _put(steps[i], None, count, found_inf)

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
-from .. import _check
 from . import op
-from .optimizer import RowOptimizer, Update
+from .optimizer import RowOptimizer, Update, check_momentum
 
 
 class SGD(RowOptimizer):
@@ -47,13 +46,7 @@ class SGD(RowOptimizer):
         super().__init__(params, {**options, "nesterov": nesterov, "maximize": maximize})
 
     def _check_options(self, group: dict[str, Any]) -> None:
-        _check.number("momentum", group["momentum"], minimum=0.0)
-        _check.number("dampening", group["dampening"])
-        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
-            raise ValueError(
-                "nesterov needs a momentum above 0 and a dampening of 0; got momentum "
-                f"{group['momentum']}, dampening {group['dampening']}"
-            )
+        check_momentum(group)
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()

@@ -1,0 +1,542 @@
+"""Optimisers on the sphere: the kernels against loops by hand, the optimisers against geoopt's."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import sphere_optim_cases as cases
+import torch
+from support import ROOT
+
+import hyperkernels as hk
+from hyperkernels.optim import reference
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+CPP = {kind: getattr(torch.ops.hyperkernels, f"sphere_{kind}_") for kind in ("sgd", "adam")}
+REFERENCE = {kind: getattr(reference, f"sphere_{kind}_") for kind in ("sgd", "adam")}
+FUNCTIONS = pytest.mark.parametrize("functions", [CPP, REFERENCE], ids=["cpp", "reference"])
+BOTH = pytest.mark.parametrize("make", [hk.optim.SphereSGD, hk.optim.SphereAdam])
+
+SGD = {
+    "plain": {"lr": 0.3},
+    "momentum": {"lr": 0.1, "momentum": 0.9},
+    "dampening": {"lr": 0.2, "momentum": 0.8, "dampening": 0.4, "weight_decay": 0.1},
+    "nesterov": {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01},
+    "far": {"lr": 100.0, "momentum": 0.5},
+}
+ADAM = {
+    "default": {},
+    "options": {"lr": 0.05, "betas": (0.7, 0.95), "eps": 1e-4, "weight_decay": 0.3},
+    "no memory": {"lr": 0.1, "betas": (0.0, 0.0)},
+    "amsgrad": {"lr": 0.05, "amsgrad": True},
+    "far": {"lr": 100.0},
+}
+OPTIMIZERS = [
+    *(pytest.param(hk.optim.SphereSGD, options, id=f"sgd {name}") for name, options in SGD.items()),
+    *(pytest.param(hk.optim.SphereAdam, options, id=f"adam {name}") for name, options in ADAM.items()),
+]
+
+
+@pytest.fixture(params=["cpp", "reference"])
+def backend(request):
+    with hk.backend(request.param):
+        yield request.param
+
+
+def points(*shape, dtype=torch.float64, dim=-1):
+    return torch.nn.Parameter(hk.unit_norm(torch.randn(shape, dtype=torch.float64), dim=dim).to(dtype))
+
+
+def options_of(make):
+    return {"lr": 0.1, "momentum": 0.9} if make is hk.optim.SphereSGD else {"lr": 0.1}
+
+
+def train(optimizer, gradients):
+    """A step for each list of gradients, one for each parameter of the first group."""
+    for given in gradients:
+        for p, gradient in zip(optimizer.param_groups[0]["params"], given, strict=True):
+            p.grad = None if gradient is None else gradient.clone()
+        optimizer.step()
+
+
+def random_gradients(parameters, steps):
+    return [[torch.randn_like(p) for p in parameters] for _ in range(steps)]
+
+
+# The ops.
+
+
+@pytest.mark.parametrize(("kind", "name"), cases.CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_against_the_loop_by_hand(kind, name, dtype):
+    cases.check(CPP[kind], kind, name, dtype=dtype)
+    cases.check(CPP[kind], kind, name, dtype=dtype, grad_scale=8.0, shapes=[(3, 37), (2, 16)])
+
+
+@pytest.mark.parametrize(("kind", "name"), cases.CASES)
+def test_the_reference_itself(kind, name):
+    cases.check(REFERENCE[kind], kind, name, dtype=torch.float64, grad_scale=4.0)
+    cases.check_skipped(REFERENCE[kind], kind, name)
+
+
+@pytest.mark.parametrize(("kind", "name"), cases.CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scaler_and_learning_rate(kind, name, dtype):
+    cases.check_skipped(CPP[kind], kind, name, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@FUNCTIONS
+def test_edges(functions, dtype):
+    cases.check_edges(functions, dtype)
+
+
+@FUNCTIONS
+def test_an_end_without_a_direction(functions):
+    """A step to the centre of the sphere: the point stays, its momentum does not. The next row moves."""
+    for dtype in DTYPES:
+        p = torch.tensor([[1.0, 0], [0, 1]], dtype=dtype)
+        buffer = torch.zeros(2, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        gradient = torch.tensor([[4.0, 0], [1, 0]], dtype=dtype)
+        functions["sgd"](
+            [p],
+            [buffer],
+            [torch.zeros(2, dtype=torch.int32)],
+            [gradient],
+            None,
+            None,
+            None,
+            0.5,
+            0.5,
+            0.0,
+            False,
+            False,
+        )
+        assert torch.equal(p[0], torch.tensor([1.0, 0], dtype=dtype)) and torch.equal(buffer[0], 0 * buffer[0])
+        assert p[1, 0] < 0 and buffer[1].norm() > 0
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_steps_of_any_length(kind):
+    """Squares of the end would overflow float32."""
+    name = "plain" if kind == "sgd" else "usual"
+    p = cases.problem(kind, name, [(4, 33)])
+    found = cases.run(CPP[kind], p, cases.OPTIONS[kind][name], 1e30)
+    right = cases.by_hand(kind, p, cases.OPTIONS[kind][name], 1e30)
+    torch.testing.assert_close(found.points[0].double(), right.points[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("capability", ["baseline", "avx2"])
+def test_every_instruction_set_is_right(capability):
+    """In processes of their own: the set is chosen once."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "against_the_loop", __file__]
+    environment = {**os.environ, "HYPERKERNELS_CPU_CAPABILITY": capability}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_many_vectors_over_threads(kind):
+    """The same bits whatever the number of threads and whatever else is in the list."""
+    name = "nesterov" if kind == "sgd" else "amsgrad"
+    p = cases.problem(kind, name, [(3000, 64), (7, 3), (400, 200)])
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(cases.run(CPP[kind], p, cases.OPTIONS[kind][name], 0.1))
+    finally:
+        torch.set_num_threads(before)
+    alone = cases.Problem(*(part[:1] for part in (p.points, [], p.steps, p.gradients)))
+    alone = alone._replace(state=tuple(s[:1] for s in p.state))
+    found.append(cases.run(CPP[kind], alone, cases.OPTIONS[kind][name], 0.1))
+    for other in found[1:]:
+        for i in range(len(other.points)):
+            assert torch.equal(other.points[i], found[0].points[i])
+            assert torch.equal(other.state[0][i], found[0].state[0][i])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"points": [torch.randn(3, 6).t()]}, ValueError, "points must be contiguous"),
+        ({"points": [torch.zeros(6, 3, dtype=torch.int64)]}, TypeError, "must have dtype"),
+        ({"gradients": [torch.randn(6, 4)]}, ValueError, "gradients must have the shape of points"),
+        ({"gradients": [torch.randn(6, 3).double()]}, TypeError, "gradients must have the dtype of points"),
+        ({"gradients": []}, ValueError, "gradients must be 1 tensors"),
+        ({"steps": [torch.zeros(5, dtype=torch.int32)]}, ValueError, "steps must have one entry per row"),
+        ({"steps": [torch.zeros(6)]}, TypeError, "steps must have dtype int32"),
+        ({"steps": []}, ValueError, "steps must be 1 tensors"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_the_op_refuses_what_does_not_fit(kind, change, error, said):
+    name = "momentum" if kind == "sgd" else "amsgrad"
+    p = cases.problem(kind, name, [(6, 3)])
+    with pytest.raises(error, match=said):
+        cases.run(CPP[kind], p._replace(**change), cases.OPTIONS[kind][name], 0.1)
+    for i in range(len(p.state)):
+        for bad, wanted in ((torch.zeros(6, 4), ValueError), (p.state[i][0].double(), TypeError)):
+            state = tuple([bad] if j == i else s for j, s in enumerate(p.state))
+            with pytest.raises(wanted, match=r"must (be contiguous of shape|have dtype)"):
+                cases.run(CPP[kind], p._replace(state=state), cases.OPTIONS[kind][name], 0.1)
+
+
+# The optimisers.
+
+
+@pytest.mark.parametrize(("make", "options"), OPTIMIZERS)
+def test_a_hundred_steps_are_those_of_geoopt(backend, make, options):
+    geoopt = pytest.importorskip("geoopt")
+    peer = geoopt.optim.RiemannianSGD if make is hk.optim.SphereSGD else geoopt.optim.RiemannianAdam
+    mine = [points(7, 5), points(3), points(2, 4, 6)]
+    theirs = [geoopt.ManifoldParameter(p.detach().clone(), manifold=geoopt.Sphere()) for p in mine]
+    optimizers = make(mine, **options), peer(theirs, **{"lr": 1e-3} | options)
+    for gradients in random_gradients(mine, 100):
+        for optimizer in optimizers:
+            train(optimizer, [gradients])
+    for p, q in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach().as_subclass(torch.Tensor), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("make", "options"), OPTIMIZERS)
+def test_a_hundred_steps_are_those_by_hand(backend, make, options):
+    mine = points(4, 5)
+    optimizer = make([mine], **options)
+    options = {"lr": 1e-3} | options
+    kind = "sgd" if make is hk.optim.SphereSGD else "adam"
+    if kind == "sgd":
+        by_hand = {name: options.get(name, 0.0) for name in ("momentum", "dampening")}
+        by_hand |= {"nesterov": options.get("nesterov", False), "maximize": False}
+        state = ([torch.zeros(4, 5).double()] if by_hand["momentum"] else [],)
+    else:
+        beta1, beta2 = options.get("betas", (0.9, 0.999))
+        by_hand = {"beta1": beta1, "beta2": beta2, "eps": options.get("eps", 1e-8), "maximize": False}
+        numbers = [torch.zeros(4).double()]
+        state = ([torch.zeros(4, 5).double()], numbers, copy.deepcopy(numbers) if "amsgrad" in options else [])
+    p = cases.Problem([mine.detach().clone()], state, [torch.zeros(4, dtype=torch.int32)], [])
+    for gradients in random_gradients([mine], 100):
+        train(optimizer, [gradients])
+        p = cases.by_hand(kind, p._replace(gradients=gradients), by_hand, options["lr"])
+    torch.testing.assert_close(mine.detach(), p.points[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@BOTH
+def test_a_thousand_steps_stay_on_the_sphere(make, dtype):
+    weight = points(20, 48, dtype=dtype)
+    optimizer = make([weight], **options_of(make))
+    train(optimizer, random_gradients([weight], 1000))
+    norms = weight.detach().double().norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=max(1e-6, torch.finfo(dtype).eps / 2))
+    momentum = optimizer.state[weight]["momentum_buffer" if make is hk.optim.SphereSGD else "exp_avg"].double()
+    if dtype == torch.float32:
+        radial = (hk.unit_norm(weight.detach().double()) * momentum).sum(1)
+        assert (radial.abs() / momentum.norm(dim=1)).max() < 1e-6
+
+
+@BOTH
+def test_it_finds_the_mean_direction(backend, make):
+    """The largest x . mean over the sphere is at the mean's direction."""
+    weight, mean = points(6, 8), torch.randn(6, 8, dtype=torch.float64)
+    optimizer = make([weight], lr=0.1, maximize=True)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+
+    def closure():
+        optimizer.zero_grad()
+        value = (weight * mean).sum()
+        value.backward()
+        return value
+
+    for _ in range(600):
+        found = optimizer.step(closure)
+        scheduler.step()
+    torch.testing.assert_close(found.detach(), mean.norm(dim=1).sum(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -3])
+@BOTH
+def test_vectors_along_any_dimension(backend, make, dim):
+    """As with the vectors moved last, whatever the strides of parameter and gradient."""
+    first = points(4, 5, 6, dim=dim)
+    second = torch.nn.Parameter(first.detach().movedim(dim, -1).clone())
+    third = torch.nn.Parameter(first.detach().clone().permute(2, 0, 1).contiguous().permute(1, 2, 0))
+    assert not third.is_contiguous()
+    optimizers = (
+        make([first], dim=dim, **options_of(make)),
+        make([second], **options_of(make)),
+        make([{"params": [third], "dim": dim}], **options_of(make)),
+    )
+    for (gradient,) in random_gradients([first], 4):
+        for optimizer, given in zip(optimizers, (gradient, gradient.movedim(dim, -1), gradient), strict=True):
+            train(optimizer, [[given]])
+    for p in (first, third):
+        assert torch.equal(p.movedim(dim, -1), second)
+    state = optimizers[0].state[first]
+    assert state["step"].shape == (120 // first.shape[dim],) and state["step"].dtype == torch.int32
+    for name, value in state.items():
+        assert value.shape == (first.shape if name in ("momentum_buffer", "exp_avg") else state["step"].shape)
+
+
+@BOTH
+def test_many_parameters_are_as_one_at_a_time(backend, make):
+    """Of several dtypes and groups, one without a gradient, which stays."""
+    mine = [points(4, 5), points(300, 64, dtype=torch.float32), points(3, 2), points(5, dtype=torch.bfloat16)]
+    alone = copy.deepcopy(mine)
+    together = make([{"params": mine[:3], "lr": 0.3}, {"params": mine[3:]}], **options_of(make))
+    each = [make([p], **options_of(make) | ({"lr": 0.3} if i < 3 else {})) for i, p in enumerate(alone)]
+    for gradients in random_gradients(mine, 3):
+        gradients[2] = None
+        for p, q, optimizer, gradient in zip(mine, alone, each, gradients, strict=True):
+            p.grad = gradient
+            train(optimizer, [[gradient]])
+            assert q.grad is None or q.grad is not p.grad
+        together.step()
+    for p, q in zip(mine, alone, strict=True):
+        assert torch.equal(p, q)
+    assert mine[2] not in together.state
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("amsgrad", [False, True])
+@BOTH
+def test_a_checkpoint_continues_the_run(make, amsgrad, dtype):
+    """The same bits with and without the interruption; the state of half-precision points keeps its float32."""
+    options = options_of(make) | ({"amsgrad": True} if amsgrad and make is hk.optim.SphereAdam else {})
+    weight = points(6, 4, dtype=dtype, dim=0)
+    optimizer = make([weight], dim=0, **options)
+    gradients = random_gradients([weight], 8)
+    train(optimizer, gradients[:4])
+    resumed = torch.nn.Parameter(weight.detach().clone())
+    other = make([resumed], lr=7.0)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for name, value in optimizer.state[weight].items():
+        assert other.state[resumed][name].dtype == value.dtype
+        assert torch.equal(other.state[resumed][name], value)
+    train(optimizer, gradients[4:])
+    train(other, gradients[4:])
+    assert torch.equal(weight, resumed)
+
+
+def test_a_checkpoint_of_another_optimiser_is_refused():
+    weight = points(4, 3)
+    old = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    train(old, random_gradients([weight], 1))
+    with pytest.raises(ValueError, match="that of SphereSGD; it has no dim"):
+        hk.optim.SphereSGD([weight], lr=0.1).load_state_dict(old.state_dict())
+    old = hk.optim.SphereAdam([weight])
+    train(old, random_gradients([weight], 1))
+    with pytest.raises(ValueError, match="a step for each of the 5 rows; got 4"):
+        hk.optim.SphereAdam([points(5, 3)]).load_state_dict(old.state_dict())
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@BOTH
+def test_gradient_scaler(make, unscale):
+    """Scaled steps are the plain ones; a step with an infinity changes nothing and lowers the scale."""
+    weight = points(5, 3, dtype=torch.float32)
+    plain = copy.deepcopy(weight)
+    optimizer, other = make([weight], **options_of(make)), make([plain], **options_of(make))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for i, (gradient,) in enumerate(random_gradients([weight], 4)):
+        weight.grad = gradient * scaler.scale(torch.ones(()))
+        if i == 2:
+            weight.grad[0, 1] = torch.inf
+            before = weight.detach().clone()
+        else:
+            train(other, [[gradient]])
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        if i == 2:
+            assert torch.equal(weight, before) and (optimizer.state[weight]["step"] == 2).all()
+        torch.testing.assert_close(weight, plain, rtol=1e-6, atol=1e-7)
+    assert scaler.get_scale() == 512.0
+
+
+@BOTH
+def test_new_memory_is_never_read(make, poisoned_memory):
+    weight = points(5, 3, dtype=torch.float32)
+    for dim in (0, 1):
+        optimizer = make([weight], dim=dim, **options_of(make))
+        train(optimizer, random_gradients([weight], 3))
+        assert weight.isfinite().all()
+
+
+@BOTH
+def test_the_learning_rate_may_be_a_tensor(backend, make):
+    first, second = points(4, 3), points(4, 3)
+    second.data.copy_(first)
+    rate = torch.tensor(0.2, dtype=torch.float64)
+    optimizers = make([first], lr=rate), make([second], lr=0.2)
+    for gradients in random_gradients([first], 3):
+        for optimizer in optimizers:
+            train(optimizer, [gradients])
+        rate *= 0.5
+        optimizers[1].param_groups[0]["lr"] *= 0.5
+    assert torch.equal(first, second)
+
+
+@BOTH
+def test_a_compiled_step(make):
+    torch._dynamo.reset()
+    mine, theirs = points(6, 4), points(3, 4)
+    copies = copy.deepcopy([mine, theirs])
+    optimizers = make([mine, theirs], **options_of(make)), make(copies, **options_of(make))
+    compiled = torch.compile(optimizers[0].step, backend="aot_eager")
+    for gradients in random_gradients(copies, 3):
+        for p, q, gradient in zip((mine, theirs), copies, gradients, strict=True):
+            p.grad, q.grad = gradient.clone(), gradient.clone()
+        compiled()
+        optimizers[1].step()
+    torch.testing.assert_close([mine, theirs], copies, rtol=0, atol=1e-12)
+
+
+@BOTH
+def test_the_update_within_the_backward(make):
+    """Chunk by chunk of a head's classes, as after the backward."""
+    head = hk.nn.MarginSoftmax(8, 300, dtype=torch.float64)
+    hk.unit_norm_(head.weight)
+    heads = head, copy.deepcopy(head)
+    optimizers = [make(h.parameters(), **options_of(make)) for h in heads]
+    hk.optim.update_in_backward(heads[1].weight, optimizers[1], chunk_classes=150)
+    for _ in range(3):
+        x, target = torch.randn(20, 8, dtype=torch.float64), torch.randint(0, 300, (20,))
+        for h, optimizer in zip(heads, optimizers, strict=True):
+            h(x, target).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert heads[1].weight.grad is None
+    torch.testing.assert_close(heads[1].weight, heads[0].weight, rtol=0, atol=1e-12)
+    handle = hk.optim.update_in_backward(heads[0].weight, make([{"params": [heads[0].weight], "dim": 0}], lr=0.1))
+    with pytest.raises(ValueError, match="dim must be -1 for a weight that is updated in its backward"):
+        heads[0](x, target).backward()
+    handle.remove()
+
+
+def test_autograd_sees_that_the_points_changed():
+    weight = points(3, 2)
+    loss = weight.square().sum()
+    weight.grad = torch.ones_like(weight)
+    hk.optim.SphereSGD([weight], 0.1).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@BOTH
+def test_gradients_that_are_refused(make):
+    weight = points(4, 3)
+    optimizer = make([weight], lr=0.1)
+    weight.grad = torch.ones(4, 3, dtype=torch.float64).to_sparse(1)
+    with pytest.raises(ValueError, match=rf"a gradient must be dense for {make.__name__}; got torch.sparse_coo"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "said"),
+    [
+        (hk.optim.SphereSGD, {"lr": -1.0}, ValueError, "lr must be at least 0"),
+        (hk.optim.SphereSGD, {"lr": torch.ones(2)}, ValueError, "lr must be a number or a tensor of one element"),
+        (hk.optim.SphereSGD, {"momentum": -0.1}, ValueError, "momentum must be at least 0"),
+        (hk.optim.SphereSGD, {"weight_decay": -0.1}, ValueError, "weight_decay must be at least 0"),
+        (hk.optim.SphereSGD, {"nesterov": True}, ValueError, "nesterov needs a momentum"),
+        (hk.optim.SphereSGD, {"dim": 0.5}, TypeError, "dim must be an int"),
+        (hk.optim.SphereSGD, {"dim": 2}, ValueError, r"dim must be a dimension of every parameter; got 2 .*\(2, 2\)"),
+        (hk.optim.SphereAdam, {"betas": (1.0, 0.9)}, ValueError, r"betas\[0\] must be below 1"),
+        (hk.optim.SphereAdam, {"betas": 0.9}, ValueError, "betas must be two numbers"),
+        (hk.optim.SphereAdam, {"eps": -1e-8}, ValueError, "eps must be at least 0"),
+        (hk.optim.SphereAdam, {"amsgrad": 1}, TypeError, "amsgrad must be True or False"),
+        (hk.optim.SphereAdam, {"dim": -3}, ValueError, "dim must be a dimension of every parameter"),
+    ],
+)
+def test_options_that_are_refused(make, options, error, said):
+    options = {"lr": 0.1} | options
+    with pytest.raises(error, match=said):
+        make([points(2, 2)], **options)
+    with pytest.raises(error, match=said):
+        make([{"params": [points(2, 2)], **options}], lr=0.1)
+
+
+def test_parameters_that_are_refused():
+    with pytest.raises(TypeError, match="params must have dtype"):
+        hk.optim.SphereAdam([torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
+    with pytest.raises(ValueError, match="dim must be a dimension of every parameter"):
+        hk.optim.SphereAdam([torch.nn.Parameter(torch.zeros(()))])
+
+
+# Any optimiser, then back to the sphere.
+
+
+def lengths(p, dim=-1):
+    return p.detach().norm(dim=dim)
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, hk.optim.SGD])
+def test_renormalised_after_every_step(make):
+    """Matrices along their own dimensions, those without a gradient too; the rest is left alone."""
+    matrices = [torch.nn.Parameter(torch.randn(6, 4)) for _ in range(3)]
+    bias = torch.nn.Parameter(torch.randn(4))
+    optimizer = make([*matrices, bias], lr=0.1)
+    before = bias.detach().clone()
+    handle = hk.optim.renormalize(optimizer, [(matrices[0], 0), matrices[1], (matrices[2], -1)])
+    for i in range(4):
+        for p, dim in zip(matrices, (0, -1, -1), strict=True):
+            torch.testing.assert_close(lengths(p, dim), torch.ones_like(lengths(p, dim)), rtol=0, atol=1e-6)
+        assert torch.equal(bias, before) == (i == 0)
+        for p in (*matrices[:2], bias):
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert (lengths(matrices[1]) - 1).abs().max() > 1e-4
+
+
+def test_renormalised_by_default():
+    """All of the optimizer that have two dimensions or more, also those of groups that come later."""
+    first, bias, late = (torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4), (4,), (3, 2, 5)))
+    optimizer = torch.optim.SGD([first, bias], lr=0.1)
+    before = bias.detach().clone()
+    hk.optim.renormalize(optimizer, dim=0)
+    optimizer.add_param_group({"params": [late]})
+    for p in (first, late):
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    for p in (first, late):
+        torch.testing.assert_close(lengths(p, 0), torch.ones_like(lengths(p, 0)), rtol=0, atol=1e-6)
+    assert torch.equal(bias, before)
+
+
+def test_renormalised_steps_are_those_of_ngpt():
+    """AdamW, then the projection."""
+    mine = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
+    theirs = copy.deepcopy(mine)
+    optimizers = [torch.optim.AdamW([p], lr=0.1, weight_decay=0) for p in (mine, theirs)]
+    hk.optim.renormalize(optimizers[0])
+    theirs.data.div_(theirs.data.norm(dim=1, keepdim=True))
+    for _ in range(5):
+        mine.grad = torch.randn_like(mine)
+        theirs.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        theirs.data.div_(theirs.data.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_renormalisation_refuses():
+    weight = torch.nn.Parameter(torch.randn(3, 2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for given, error, said in (
+        ((weight,), TypeError, "optimizer must be a torch.optim.Optimizer; got Parameter"),
+        ((optimizer, weight), TypeError, "params must be parameters, or pairs"),
+        ((optimizer, [3]), TypeError, "params must be a torch.Tensor"),
+        ((optimizer, [(weight, 2)]), ValueError, r"dim must be a dimension of its parameter; got 2 for shape \(3, 2\)"),
+        ((optimizer, [(weight, 0.5)]), TypeError, "dim must be an int"),
+    ):
+        with pytest.raises(error, match=said):
+            hk.optim.renormalize(*given)
+    with pytest.raises(TypeError, match="dim must be an int"):
+        hk.optim.renormalize(optimizer, dim="rows")
