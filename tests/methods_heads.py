@@ -200,7 +200,7 @@ def clusterings(draw: Draw) -> dict:
     direction = F.normalize(draw.normal(D), dim=0)
     x = draw.rows(N, D)
     x, found = draw.leaf(x + 1.5 * x.norm(dim=1, keepdim=True) * direction), []
-    for k in (6, 9):
+    for k in (4, 9):
         centers = F.normalize(F.normalize(draw.normal(k, D)) + 1.5 * direction)
         found.append((cosines(x, centers).argmax(1), centers))
     return {"x": x, "clusterings": found}
