@@ -196,23 +196,35 @@ def sub_centers(x, weight, target, *, m=0.5, scale=64.0, nearest_counts=True, de
 
 
 def clusterings(draw: Draw) -> dict:
-    """As k-means leaves them, with means for centres; some have one point or none. All products are above 0."""
+    """Of the other view, with means for centres, as k-means leaves them; some have one point or none. All products are
+    above 0."""
     direction = F.normalize(draw.normal(D), dim=0)
-    x = draw.rows(N, D)
-    x, found = draw.leaf(x + 1.5 * x.norm(dim=1, keepdim=True) * direction), []
+    views, found = [], []
+    for _ in range(2):
+        x = draw.rows(N, D).detach()
+        views.append(x + 1.5 * x.norm(dim=1, keepdim=True) * direction)
     for k in (4, 9):
         centers = F.normalize(F.normalize(draw.normal(k, D)) + 1.5 * direction) * draw.uniform(k, 1, low=0.8)
-        found.append(((F.normalize(x) @ centers.T).argmax(1), centers))
-    return {"x": x, "clusterings": found}
+        found.append(((F.normalize(views[1]) @ centers.T).argmax(1), centers))
+    return {"x": draw.leaf(views[0]), "other": views[1], "clusterings": found}
 
 
 def prototypes(
-    x, clusterings, *, temperature=0.5, offset=5.0, low=0.1, high=0.9, log_of_the_share=True, cosines_for_density=False
+    x,
+    other,
+    clusterings,
+    *,
+    temperature=0.5,
+    offset=5.0,
+    low=0.1,
+    high=0.9,
+    log_of_the_share=True,
+    cosines_for_density=False,
 ):
     losses = []
     for labels, centers in clusterings:
         cos = cosines(x, centers)
-        products = (cos if cosines_for_density else F.normalize(x) @ centers.T).detach()
+        products = cosines(other, centers) if cosines_for_density else F.normalize(other) @ centers.T
         density = torch.zeros(len(centers), dtype=x.dtype)
         for k in range(len(centers)):
             members = products[labels == k, k]
