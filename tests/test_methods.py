@@ -1,5 +1,6 @@
 """Every method of docs/methods.md: its code, as it stands on the page, against the paper's formula in plain PyTorch."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -13,42 +14,44 @@ from method_rows import CASES, SEEN, TOLERANCE, difference
 import hyperkernels as hk
 
 METHODS = methods_heads.METHODS + methods_geometry.METHODS + methods_pairs.METHODS
-ALTERATIONS = [(method, name, value) for method in METHODS for name, value in method.constants().items()]
 SECTIONS, TABLE = method_rows.sections(), method_rows.table()
+BY_NAME = {f"{method.number}-{method.name}": method for method in METHODS}
+ALTERATIONS = [(name, *altered) for name, method in BY_NAME.items() for altered in method.constants().items()]
 
 
-def _named(method):
-    return f"{method.number}-{method.name}"
-
-
-def _block(method):
-    """The code of the page that computes the method."""
+@functools.cache
+def _on_page(name, case):
+    """What the page's code for the method gives."""
+    method = BY_NAME[name]
     same = [other.name for other in METHODS if other.number == method.number]
     blocks = SECTIONS.get(method.number, [])
     assert len(blocks) == len(same), f"section {method.number} has {len(blocks)} blocks for {same}"
-    return blocks[same.index(method.name)]
+    return method.on_page(blocks[same.index(method.name)], case)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("method", METHODS, ids=_named)
-def test_the_page_computes_the_formula_and_its_gradient(method, case):
-    found = difference(method.on_page(_block(method), case), method.in_paper(case))
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_page_computes_the_formula_and_its_gradient(name, case):
+    found = difference(_on_page(name, case), BY_NAME[name].in_paper(case))
     assert max(found.values()) <= TOLERANCE, found
 
 
 @pytest.mark.parametrize(
-    ("method", "name", "value"), ALTERATIONS, ids=[f"{_named(method)}-{name}" for method, name, _ in ALTERATIONS]
+    ("name", "constant", "value"), ALTERATIONS, ids=[f"{name}-{constant}" for name, constant, _ in ALTERATIONS]
 )
-def test_an_altered_formula_is_seen(method, name, value):
-    assert value is not NotImplemented, f"say in Method.altered what {name} may be altered to"
-    block = _block(method)
-    differences = (difference(method.on_page(block, c), method.in_paper(c, **{name: value})) for c in CASES)
-    assert any(max(found.values()) > SEEN for found in differences), f"nothing depends on {name}"
+def test_an_altered_formula_is_seen(name, constant, value):
+    assert value is not NotImplemented, f"say in Method.altered what {constant} may be altered to"
+    differences = (difference(_on_page(name, c), BY_NAME[name].in_paper(c, **{constant: value})) for c in CASES)
+    assert any(max(found.values()) > SEEN for found in differences), f"nothing depends on {constant}"
 
 
-@pytest.mark.parametrize("method", METHODS, ids=_named)
-def test_something_can_be_altered(method):
-    assert method.constants()
+@pytest.mark.parametrize("name", BY_NAME)
+def test_something_can_be_altered(name):
+    assert BY_NAME[name].constants()
+
+
+def test_no_two_methods_have_one_name():
+    assert len(BY_NAME) == len(METHODS)
 
 
 def test_the_table_has_every_paper():
