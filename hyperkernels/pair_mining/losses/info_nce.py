@@ -73,6 +73,7 @@ def info_nce(
     symmetric: bool = False,
     queue: torch.Tensor | None = None,
     queue_labels: torch.Tensor | None = None,
+    negatives: torch.Tensor | None = None,
     lse_coefficient: float = 1.0,
     reduction: str = "mean",
     process_group: Any = None,
@@ -104,6 +105,9 @@ def info_nce(
         symmetric: the mean of the losses of the rows of x and of the rows of ref, in one pass; M = N.
         queue: [Q, D] further negatives of the rows (MoCo), with the labels queue_labels [Q] or without; those of the
             row's label do not count. Not with symmetric, nor with labels [N, K].
+        negatives: [N, K] int64: these rows of ref are the negatives of a row, and no others; -1 is none (those drawn
+            from a memory bank, InterCLR, arXiv 2008.11702). Only their similarities are computed. Without labels, ids,
+            symmetric, queue and process_group.
         lse_coefficient: 1 - lambda of CMA (arXiv 2503.18817).
         reduction: "mean" over the rows with a positive, "sum", or "none": [N], 0 for rows without a positive.
         process_group: the ranks whose batches make one, or None: this process alone. Every rank gives its own rows, as
@@ -164,6 +168,11 @@ def info_nce(
         raise ValueError("queue must be None where symmetric is set or labels are [N, K]")
     if queue is None and queue_labels is not None:
         raise ValueError("queue must be given where queue_labels are")
+    if negatives is not None:
+        _check_negatives(
+            negatives, pairs, labels=None if unlabelled else labels, ids=ids, ref_ids=ref_ids,
+            symmetric=symmetric or None, queue=queue, process_group=process_group,
+        )  # fmt: skip
     more = [
         Pairs(
             pairs.x, column(labels, k), pairs.ref, column(ref_labels, k), ids=ids, ref_ids=ref_ids,
@@ -185,6 +194,7 @@ def info_nce(
         symmetric=symmetric,
         more=more,
         queue=queued,
+        negatives=negatives,
         lse_coefficient=lse_coefficient,
         reduction=reduction,
     )
@@ -199,6 +209,16 @@ def _queue(pairs: Pairs, queue: Any, queue_labels: Any, similarity: str) -> Pair
     return Pairs(pairs.x, labels, rows, queue_labels, similarity=pairs.similarity)
 
 
+def _check_negatives(negatives: Any, pairs: Pairs, **others: Any) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out where negatives are given")
+    _check.tensor("negatives", negatives, (torch.int64,), dim=2)
+    _check.same_device("negatives", negatives, "x", pairs.x)
+    if negatives.shape[0] != pairs.n:
+        raise ValueError(f"negatives must be [N, K] with N = {pairs.n}; got shape {tuple(negatives.shape)}")
+
+
 def info_nce_of(
     pairs: Pairs,
     *,
@@ -210,6 +230,7 @@ def info_nce_of(
     symmetric: bool = False,
     more: Sequence[Pairs] = (),
     queue: Pairs | None = None,
+    negatives: torch.Tensor | None = None,
     lse_coefficient: float = 1.0,
     reduction: str = "mean",
 ) -> torch.Tensor:
@@ -217,8 +238,12 @@ def info_nce_of(
         return {"select": select, "moments": moments, "transform": LINEAR, "scale": scale}
 
     wanted = [asked("negative"), *([] if paired else [asked("positive", moments=True)])]
-    found, *of_positives = statistics_of(pairs, *wanted, both=symmetric)  # of the rows, with symmetric of the columns
-    negative = [side.value for side in found]
+    of_positives: list[Any] = []
+    if negatives is None:
+        found, *of_positives = statistics_of(pairs, *wanted, both=symmetric)  # of rows, with symmetric of columns
+        negative = [side.value for side in found]
+    else:
+        negative = [_lse_of_listed(pairs, negatives, scale)]
     for other in more:
         (found,) = statistics_of(other, wanted[0], both=symmetric)
         negative = [_logaddexp(a, side.value) for a, side in zip(negative, found, strict=True)]
@@ -243,6 +268,16 @@ def info_nce_of(
             loss = torch.where(some, lse_coefficient * torch.where(some, lse, 0) - of_side.mean, 0)
         sides.append(reduce_counted(loss, of_side.some, reduction, pairs.group))
     return sides[0] if len(sides) == 1 else (sides[0] + sides[1]) / 2
+
+
+def _lse_of_listed(pairs: Pairs, columns: torch.Tensor, scale: Number) -> torch.Tensor:
+    """Over the columns [N, K] of every row, -1 being none; where all are none -inf, with a gradient of 0."""
+    columns = columns if pairs.m else columns[:, :0]
+    rows = own_columns(pairs)[:, None].expand_as(columns)
+    logits = scale * pairs.values(rows.flatten(), columns.clamp_min(0).flatten()).view(columns.shape)
+    logits = torch.where(columns >= 0, logits, -torch.inf)
+    some = (columns >= 0).any(1)
+    return torch.where(some, torch.where(some[:, None], logits, 0).logsumexp(1), -torch.inf)
 
 
 def _logaddexp(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
