@@ -90,12 +90,16 @@ def pixels(draw):
 
 
 def linked_nodes(draw):
-    given = {"points": draw.normal(12, 6), "context": draw.normal(15, 6)}
+    """Hard: rows of both sides are equal, of whole numbers, whose products are exact and so their distance of 0."""
+    points, context = 3 * draw.normal(12, 6), 3 * draw.normal(15, 6)
     if draw.hard:
-        given["context"][:6] = given["points"][:6]
-    return {name: draw.leaf(3 * value) for name, value in given.items()} | {
-        "nodes": draw.integers(0, 5, 12), "context_nodes": draw.integers(0, 5, 15)
-    }  # fmt: skip
+        points[:6] = context[:6] = points[:6].round()
+    return {
+        "points": draw.leaf(points),
+        "context": draw.leaf(context),
+        "nodes": draw.integers(0, 5, 12),
+        "context_nodes": draw.integers(0, 5, 15),
+    }
 
 
 def memory_bank(draw):
