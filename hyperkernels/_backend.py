@@ -23,7 +23,7 @@ BUILD_COMMAND = "pip install --no-build-isolation -e ."
 # What each family has hand-written kernels for. `python -m hyperkernels` and `select` both read it.
 KERNELS = {
     "unit_norm": ("cpp", "triton", "cuda"),
-    "sphere": ("cpp",),
+    "sphere": ("cpp", "triton"),
     "margin_softmax": ("cpp", "triton"),
     "pair_mining": ("cpp", "triton"),
     "optim": ("cpp", "triton"),
