@@ -96,8 +96,9 @@ def _travel(
         end = point - rate * change
         grown = tl.maximum(unit, tl.max(tl.abs(end), axis=1)[:, None])
         grown = tl.where(grown > LONG, grown, 1.0)
-        shrunk = _quotient(unit, grown)
-        end = end * _reciprocal(grown)
+        shrink = 1.0 / grown  # 1 but for the longest ends: its rounding matters little
+        shrunk = unit * shrink
+        end = end * shrink
         squares = squares * shrunk * shrunk + _total(end * end)
         along = along * shrunk + _total(end * moved)
         unit = grown
