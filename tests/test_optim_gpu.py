@@ -4,6 +4,7 @@ import copy
 
 import optim_cases as cases
 import pytest
+import sphere_optim_cases as sphere
 import torch
 
 import hyperkernels as hk
@@ -14,6 +15,8 @@ BOTH = [
     pytest.param(lambda p, **kw: hk.optim.SGD(p, **{"lr": 0.1, "momentum": 0.9} | kw), id="sgd"),
     pytest.param(lambda p, **kw: hk.optim.AdamW(p, **{"lr": 0.01} | kw), id="adamw"),
 ]
+
+SPHERE = {kind: getattr(torch.ops.hyperkernels, f"sphere_{kind}_triton") for kind in ("sgd", "adam")}
 
 pytestmark = pytest.mark.gpu
 
@@ -49,6 +52,35 @@ def test_a_row_out_of_range_is_left_out(kind):
     mine = cases.run(TRITON[kind], kind, p._replace(rows=rows), options, lr=0.5)
     right = cases.run(TRITON[kind], kind, p._replace(rows=p.rows[keep], gradient=p.gradient[keep]), options, lr=0.5)
     assert torch.equal(mine[0], right[0]) and torch.equal(mine[2], right[2])
+
+
+@pytest.mark.parametrize(("kind", "name"), sphere.CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_sphere_against_the_loop_by_hand(kind, name, dtype):
+    sphere.check(SPHERE[kind], kind, name, dtype=dtype, device="cuda", grad_scale=8.0)
+    sphere.check(SPHERE[kind], kind, name, dtype=dtype, device="cuda", shapes=[(2, 20000), (5, 512), (3, 4096)])
+    sphere.check_skipped(SPHERE[kind], kind, name, dtype, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_edges_on_the_sphere(dtype):
+    sphere.check_edges(SPHERE, dtype, device="cuda")
+
+
+@pytest.mark.parametrize("make", [hk.optim.SphereSGD, hk.optim.SphereAdam])
+def test_the_sphere_never_waits_for_the_device(make):
+    weight = torch.nn.Parameter(hk.unit_norm(torch.randn(1000, 64, device="cuda")))
+    weight.grad = torch.randn_like(weight)
+    optimizer = make([weight], lr=torch.tensor(0.1, device="cuda"))
+    optimizer.step()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+        optimizer.grad_scale, optimizer.found_inf = torch.ones(2, device="cuda").split(1)
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (optimizer.state[weight]["step"] == 2).all()
 
 
 @pytest.mark.parametrize("make", BOTH)
