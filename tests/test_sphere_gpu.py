@@ -29,6 +29,7 @@ def test_widths(name, dim, dtype, poisoned_memory):
 @pytest.mark.parametrize("dim", [19, 512, 2000, 9000])
 def test_angles(dim, dtype):
     cases.check_angles(9, dim, dtype, "cuda")
+    cases.check_velocities(9, dim, dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

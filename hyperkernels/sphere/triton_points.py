@@ -36,11 +36,12 @@ KINDS = {"angle": ANGLE.value, "slerp": SLERP.value, "log": LOG.value}
 
 
 @triton.jit
-def _sides(chord_square, co_chord_square):
-    """(sign, bend, opposite): of d and s that which is the shorter is e."""
+def _sides(chord_square, co_chord_square, y_inverse):
+    """(sign, bend, opposite): of d and s that which is the shorter is e. To a row without a direction leads no way."""
     near = chord_square <= co_chord_square
     limit: tl.constexpr = OPPOSITE_64 if chord_square.dtype == tl.float64 else OPPOSITE
     bend = tl.where(near, 0.5 * chord_square, -0.5 * co_chord_square)
+    bend = tl.where(y_inverse == 0, 1.0, bend)
     return tl.where(near, -1.0, 1.0).to(bend.dtype), bend, root(co_chord_square) <= limit
 
 
@@ -159,9 +160,9 @@ def points_kernel(
     row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
     column, mask = columns(0, there, D, BLOCK_D)
     x, _, _ = direction(load(at(x_ptr, row, x_stride) + column, mask))
-    y, _, _ = direction(load(at(y_ptr, row, y_stride) + column, mask))
+    y, y_inverse, _ = direction(load(at(y_ptr, row, y_stride) + column, mask))
     chord_square, co_chord_square = tl.sum((y - x) * (y - x), axis=1), tl.sum((y + x) * (y + x), axis=1)
-    sign, bend, opposite = _sides(chord_square, co_chord_square)
+    sign, bend, opposite = _sides(chord_square, co_chord_square, y_inverse)
     angle, sine, _ = _angle(chord_square, co_chord_square, opposite)
     if KIND == ANGLE:
         tl.store(out_ptr + row, angle, mask=there)
@@ -204,7 +205,7 @@ def points_wide_kernel(
         y = unit_tile(y_start + column, mask, y_inverse, y_exponent)
         chord_square += tl.sum((y - x) * (y - x), axis=1)
         co_chord_square += tl.sum((y + x) * (y + x), axis=1)
-    sign, bend, opposite = _sides(chord_square, co_chord_square)
+    sign, bend, opposite = _sides(chord_square, co_chord_square, y_inverse)
     angle, sine, _ = _angle(chord_square, co_chord_square, opposite)
     if KIND == ANGLE:
         tl.store(out_ptr + row, angle, mask=there)
@@ -247,7 +248,7 @@ def points_backward_kernel(
     x, x_inverse, x_exponent = direction(load(at(x_ptr, row, x_stride) + column, mask))
     y, y_inverse, y_exponent = direction(load(at(y_ptr, row, y_stride) + column, mask))
     chord_square, co_chord_square = tl.sum((y - x) * (y - x), axis=1), tl.sum((y + x) * (y + x), axis=1)
-    sign, bend, opposite = _sides(chord_square, co_chord_square)
+    sign, bend, opposite = _sides(chord_square, co_chord_square, y_inverse)
     angle, sine, cosine = _angle(chord_square, co_chord_square, opposite)
     t = _share(t_ptr, row, there, angle, KIND)
     e = y + sign[:, None] * x
@@ -315,7 +316,7 @@ def points_backward_wide_kernel(
             grad_x += tl.sum(grad * x, axis=1)
             grad_d += tl.sum(grad * (y - x), axis=1)
             grad_s += tl.sum(grad * (y + x), axis=1)
-    sign, bend, opposite = _sides(chord_square, co_chord_square)
+    sign, bend, opposite = _sides(chord_square, co_chord_square, y_inverse)
     angle, sine, cosine = _angle(chord_square, co_chord_square, opposite)
     t = _share(t_ptr, row, there, angle, KIND)
     grad_e = tl.where(sign < 0, grad_d, grad_s)
