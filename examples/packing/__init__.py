@@ -1,0 +1,1 @@
+"""The parts of ``examples/pack_sphere.py``: the bound, the optimisation and the picture, a file each."""
