@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from dataclasses import asdict
@@ -124,7 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "auc": {name: values.tolist() for name, values in aucs.items()},
         "mean": {name: float(values.mean()) for name, values in aucs.items()},
         "std_over_runs": {name: float(values.mean(1).std()) for name, values in aucs.items()},
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "system": platform.platform()},
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
         "torch": torch.__version__,
         "hyperkernels": hk.__version__,
     }

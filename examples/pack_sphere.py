@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from dataclasses import asdict
@@ -108,7 +107,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "packings": {name: asdict(history) for name, history in histories.items()},
         "step": {name: None if c is None else asdict(c) for name, c in flat.items()},
         "matrix_bytes": matrix_bytes,
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "system": platform.platform()},
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
         "torch": torch.__version__,
         "hyperkernels": hk.__version__,
     }

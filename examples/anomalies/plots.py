@@ -72,8 +72,8 @@ def _histogram(axis: Any, title: str, found: Distances) -> None:
     every = torch.cat([values for _, values, _ in parts]).numpy()
     bins = np.geomspace(every.min(), every.max(), 60)
     for label, values, colour in parts:
-        axis.hist(values.numpy(), bins, density=False, weights=np.full(len(values), 100 / len(values)), color=colour,
-                  alpha=0.6, label=label)  # fmt: skip
+        shares = np.full(len(values), 100 / len(values))
+        axis.hist(values.numpy(), bins, weights=shares, color=colour, alpha=0.6, label=label)
     for radius in (found.inner, found.outer):
         if radius > 0:
             axis.axvline(radius, color="black", linewidth=1, linestyle="--")

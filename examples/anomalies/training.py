@@ -17,7 +17,7 @@ import hyperkernels as hk
 
 @dataclass(frozen=True)
 class Plan:
-    """``epochs`` for the ball, and as many more for the shell; ``nu``: the share of normal rows that may lie outside."""
+    """``epochs`` for the ball, and as many more for the shell; ``nu``: the share of normal rows let outside."""
 
     hidden: int
     latent: int
@@ -41,9 +41,9 @@ class Compressor(nn.Module):
 
     @torch.no_grad()
     def orthogonalize(self, z: torch.Tensor) -> None:
-        """The paper's projection, from the singular value decomposition Z = U S V^T of a batch: W = V S^-1 sqrt(N),
-        with which Z W has orthogonal columns of mean square 1. (The authors' program multiplies by S; the root of N,
-        ours, makes distances independent of the batch.) W is a constant for the gradient."""
+        """The projection from the singular value decomposition Z = U S V^T of a batch: W = V S^-1 sqrt(N), with which
+        Z W has orthogonal columns of mean square 1. (The authors' program multiplies by S; the root of N makes distances
+        independent of the batch.) W is a constant for the gradient."""
         _, singular, v = torch.linalg.svd(z, full_matrices=False)
         # Directions that the batch does not have are left out.
         kept = singular > 1e-5 * singular[0]
