@@ -89,10 +89,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.output.mkdir(parents=True, exist_ok=True)
     print(f"{plan.points:,} points in {plan.dimension} dimensions, {plan.steps} steps")
     bound = least_largest_cosine(plan.points, plan.dimension)
-    histories, cosines = {}, {"random": nearest_cosines(random_points(plan))}
+    histories, points = {}, {}
     for name in dict.fromkeys(args.objective):
-        points, histories[name] = pack(plan, name)
-        cosines[name] = nearest_cosines(points)
+        points[name], histories[name] = pack(plan, name)
+    torch.save({name: x.cpu() for name, x in points.items()}, args.output / "points.pt")
+    cosines = {name: nearest_cosines(x) for name, x in {"random": random_points(plan), **points}.items()}
     # The memory is that of the first objective; they differ little.
     name = next(iter(histories))
     costs = {f"{name},\nkernels": cost(plan, OBJECTIVES[name]), f"{name},\nplain PyTorch": cost(plan, EAGER[name])}
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     numbers = run(args)
     path = args.output / "packing.json"
     path.write_text(json.dumps(plain(numbers), indent=1, allow_nan=False) + "\n")
-    print(f"report: {path}, {args.output / 'packing.png'}")
+    print(f"report: {path}, {args.output / 'packing.png'}, {args.output / 'points.pt'}")
     print(f"{time.perf_counter() - start:.0f} s in all")
     return 0
 

@@ -62,6 +62,10 @@ def test_packing_parts_the_points(tmp_path, capsys):
     assert ends["soft"] < ends["pair"] and ends["nearest"] < ends["pair"]
     assert np.asarray(Image.open(tmp_path / "one" / "packing.png").convert("L")).std() > 5
     assert "Levenshtein's bound" in capsys.readouterr().out
+    points = torch.load(tmp_path / "one" / "points.pt")
+    for name in objectives:
+        cosines = (points[name] @ points[name].T).fill_diagonal_(-1)
+        assert float(cosines.max()) == pytest.approx(ends[name], abs=1e-5)
 
 
 def test_packing_by_seed():

@@ -42,8 +42,8 @@ class Compressor(nn.Module):
     @torch.no_grad()
     def orthogonalize(self, z: torch.Tensor) -> None:
         """The projection from the singular value decomposition Z = U S V^T of a batch: W = V S^-1 sqrt(N), with which
-        Z W has orthogonal columns of mean square 1. (The authors' program multiplies by S; the root of N makes distances
-        independent of the batch.) W is a constant for the gradient."""
+        Z W has orthogonal columns of mean square 1: distances do not depend on N. (The authors' program multiplies by
+        S.) W is a constant for the gradient."""
         _, singular, v = torch.linalg.svd(z, full_matrices=False)
         # Directions that the batch does not have are left out.
         kept = singular > 1e-5 * singular[0]

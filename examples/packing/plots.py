@@ -37,6 +37,7 @@ def packing(
         _progress(axes[0], histories, bound)
         _angles(axes[1], cosines, bound)
         _memory(axes[2], costs, matrix_bytes)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=9)
         save(figure, path)
 
 
@@ -46,10 +47,8 @@ def _progress(axis: Any, histories: dict[str, History], bound: float) -> None:
     start = next(iter(histories.values()))
     axis.axhline(start.largest_cosine[0], color=GREY, linewidth=1, linestyle="--", label="random points")
     axis.axhline(bound, color=BLACK, linewidth=1, linestyle=":", label="Levenshtein's bound")
-    lowest, highest = min(0.0, bound), start.largest_cosine[0]
     axis.set(title="Largest cosine of two points", xlabel="step", xlim=(0, start.step[-1]))
-    axis.set(ylim=(lowest, lowest + 1.4 * (highest - lowest)))  # room for the legend above the random points
-    axis.legend(loc="upper right", fontsize=9, ncols=2)
+    axis.set_ylim(min(0.0, 1.1 * bound))
 
 
 def _angles(axis: Any, cosines: dict[str, torch.Tensor], bound: float) -> None:
@@ -59,10 +58,9 @@ def _angles(axis: Any, cosines: dict[str, torch.Tensor], bound: float) -> None:
     last = max(farthest, *(float(angles.max()) for angles in degrees.values()))
     bins = np.linspace(first, last, 90)
     for name, angles in degrees.items():
-        axis.hist(angles, bins, color=COLOURS.get(name, GREY), alpha=0.75, label=name)
-    axis.axvline(farthest, color=BLACK, linewidth=1, linestyle=":", label="Levenshtein's bound")
-    axis.set(title="Angle to the nearest point, degrees", ylabel="points", yscale="log", ylim=(0.7, None))
-    axis.legend(loc="upper left", fontsize=9)
+        axis.hist(angles, bins, color=COLOURS.get(name, GREY), alpha=0.75)
+    axis.axvline(farthest, color=BLACK, linewidth=1, linestyle=":")
+    axis.set(title="Angle to the nearest point", xlabel="degrees", ylabel="points", yscale="log", ylim=(0.7, None))
 
 
 def _memory(axis: Any, costs: dict[str, Cost | None], matrix_bytes: int) -> None:
@@ -71,7 +69,7 @@ def _memory(axis: Any, costs: dict[str, Cost | None], matrix_bytes: int) -> None
     colours = [BLUE if "kernels" in name else GREY for name in bars]
     drawn = axis.barh(list(bars), [max(v, 1e-3) for v in bars.values()], color=colours, height=0.6)
     axis.bar_label(drawn, [f"{v:,.0f} MB" if v >= 10 else f"{v:.1f} MB" for v in bars.values()], padding=4, fontsize=9)
-    axis.set(title="Memory of a step, MB", xscale="log")
+    axis.set(title="Memory of a step", xlabel="MB", xscale="log")
     axis.margins(x=0.35)
     axis.grid(False, axis="y")
     axis.invert_yaxis()
