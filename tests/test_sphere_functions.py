@@ -502,5 +502,5 @@ def test_the_document():
         exec(block, names)
     torch.testing.assert_close(names["again"], F.normalize(names["y"]))
     assert abs(names["estimate"] / 50 - 1) < 0.1
-    public = set(re.findall(r"`(?:hk\.sphere\.)?(\w+)`", page)) | set(re.findall(r"hk\.sphere\.(\w+)", page))
+    public = set(re.findall(r"`(?:hk\.sphere\.)?(\w+)", page)) | set(re.findall(r"hk\.sphere\.(\w+)", page))
     assert set(S.__all__) <= public
