@@ -1,0 +1,1 @@
+"""The parts of ``examples/train_ngpt.py``: text, the two models, training and plots, a file each."""

@@ -1,0 +1,39 @@
+"""The picture of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from examples.recognizer.plots import BLUE, RED, STYLE, plt, save
+
+from .training import Curve
+
+COLOURS = {"GPT": RED, "nGPT": BLUE}
+
+
+def curves(found: dict[str, Curve], path: Path) -> None:
+    """Validation loss of every model against steps and against the seconds they took."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+        for name, curve in found.items():
+            # The first measurement, before the first step, has no place on a log axis.
+            for axis, x in zip(axes, (curve.step, curve.seconds), strict=True):
+                axis.plot(
+                    x[1:], curve.validation[1:], "o-", color=COLOURS[name], linewidth=1.8, markersize=3.5, label=name
+                )
+                axis.annotate(
+                    f"{curve.validation[-1]:.3f}",
+                    (x[-1], curve.validation[-1]),
+                    (0, 8 if name == "GPT" else -14),
+                    textcoords="offset points",
+                    color=COLOURS[name],
+                    ha="right",
+                )
+        axes[0].set(xlabel="steps", ylabel="validation loss, nats a byte", title="Equal steps")
+        axes[1].set(xlabel="seconds of training", title="Equal time")
+        for axis in axes:
+            axis.set(xscale="log", yscale="log")
+            axis.yaxis.set_major_formatter("{x:.1f}")
+            axis.yaxis.set_minor_formatter("{x:.1f}")
+        axes[0].legend()
+        save(figure, path)
