@@ -158,7 +158,7 @@ class PreNorm(Transformer):
 
 
 class Normalised(Transformer):
-    """nGPT: ``unit_parameters`` must be renormalised after every step, as the constructor does for the first."""
+    """nGPT. ``unit_parameters`` are unit at the start and must be made so again after every step of an optimiser."""
 
     def __init__(self, width: int, layers: int, heads: int, context: int) -> None:
         blocks: list[Layer] = [NormalisedLayer(width, heads) for _ in range(layers)]

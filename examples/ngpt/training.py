@@ -69,16 +69,8 @@ def make_optimizer(model: Transformer, recipe: Recipe) -> torch.optim.Optimizer:
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=BETAS, fused=True)
     if isinstance(model, Normalised):
-        renormalize(optimizer, model.unit_parameters())
+        hk.optim.renormalize(optimizer, model.unit_parameters())
     return optimizer
-
-
-def renormalize(optimizer: torch.optim.Optimizer, parameters: list[tuple[torch.nn.Parameter, int]]) -> None:
-    def hook(*_: object) -> None:
-        for parameter, dim in parameters:
-            hk.unit_norm_(parameter, dim)
-
-    optimizer.register_step_post_hook(hook)
 
 
 @torch.no_grad()
