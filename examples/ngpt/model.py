@@ -36,15 +36,20 @@ def matrix(rows: int, columns: int, std: float) -> nn.Parameter:
 
 
 class Layer(nn.Module):
-    """The matrices of a layer, and what both models do with them."""
+    """The matrices of a layer, and what both models do with them.
 
-    def __init__(self, width: int, heads: int, std: float, std_out: float) -> None:
+    Entries start with a standard deviation of 1 / sqrt(width), those that write to the residual stream, into which 2
+    ``layers`` blocks add, with that of GPT-2, 1 / sqrt(2 layers) of it. nGPT keeps only the directions.
+    """
+
+    def __init__(self, width: int, layers: int, heads: int) -> None:
         super().__init__()
         self.width, self.heads = width, heads
-        self.qkv = matrix(3 * width, width, std)
-        self.out = matrix(width, width, std_out)
-        self.up = matrix(8 * width, width, std)
-        self.down = matrix(width, 4 * width, std_out)
+        entry = width**-0.5
+        self.qkv = matrix(3 * width, width, entry)
+        self.out = matrix(width, width, entry / (2 * layers) ** 0.5)
+        self.up = matrix(8 * width, width, entry)
+        self.down = matrix(width, 4 * width, entry / (2 * layers) ** 0.5)
 
     def scaled_heads(self, qk: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Queries and keys [B, T, 2, H, D] as they meet, and the softmax's scale of their products."""
@@ -67,8 +72,8 @@ class Layer(nn.Module):
 
 
 class PreNormLayer(Layer):
-    def __init__(self, width: int, heads: int, layers: int) -> None:
-        super().__init__(width, heads, PreNorm.STD, PreNorm.STD / (2 * layers) ** 0.5)
+    def __init__(self, width: int, layers: int, heads: int) -> None:
+        super().__init__(width, layers, heads)
         self.attention_gain = nn.Parameter(torch.ones(width))
         self.mlp_gain = nn.Parameter(torch.ones(width))
 
@@ -94,8 +99,8 @@ class Scale(nn.Module):
 
 
 class NormalisedLayer(Layer):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, heads, 1.0, 1.0)
+    def __init__(self, width: int, layers: int, heads: int) -> None:
+        super().__init__(width, layers, heads)
         entry = width**-0.5
         self.attention_alpha = Scale(width, start=0.05, stored=entry)
         self.mlp_alpha = Scale(width, start=0.05, stored=entry)
@@ -123,12 +128,12 @@ class Transformer(nn.Module):
 
     angles: torch.Tensor
 
-    def __init__(self, width: int, heads: int, context: int, layers: list[Layer], std: float) -> None:
+    def __init__(self, layer: type[Layer], width: int, layers: int, heads: int, context: int) -> None:
         super().__init__()
         self.register_buffer("angles", rotation_angles(context, width // heads), persistent=False)
-        self.embedding = matrix(BYTES, width, std)
-        self.layers = nn.ModuleList(layers)
-        self.output = matrix(BYTES, width, std)
+        self.embedding = matrix(BYTES, width, width**-0.5)
+        self.layers = nn.ModuleList(layer(width, layers, heads) for _ in range(layers))
+        self.output = matrix(BYTES, width, width**-0.5)
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         h = F.embedding(tokens, self.embedding)
@@ -144,13 +149,10 @@ class Transformer(nn.Module):
 
 
 class PreNorm(Transformer):
-    """RMS norm before every block and before the output; GPT-2's initialisation."""
-
-    STD = 0.02
+    """RMS norm before every block and before the output."""
 
     def __init__(self, width: int, layers: int, heads: int, context: int) -> None:
-        blocks: list[Layer] = [PreNormLayer(width, heads, layers) for _ in range(layers)]
-        super().__init__(width, heads, context, blocks, self.STD)
+        super().__init__(PreNormLayer, width, layers, heads, context)
         self.gain = nn.Parameter(torch.ones(width))
 
     def loss(self, h: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -161,8 +163,7 @@ class Normalised(Transformer):
     """nGPT. ``unit_parameters`` are unit at the start and must be made so again after every step of an optimiser."""
 
     def __init__(self, width: int, layers: int, heads: int, context: int) -> None:
-        blocks: list[Layer] = [NormalisedLayer(width, heads) for _ in range(layers)]
-        super().__init__(width, heads, context, blocks, 1.0)
+        super().__init__(NormalisedLayer, width, layers, heads, context)
         self.logit_scale = Scale(BYTES, start=1.0, stored=width**-0.5)
         for parameter, dim in self.unit_parameters():
             hk.unit_norm_(parameter, dim)
