@@ -55,13 +55,13 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--steps", type=_at_least(1), default=600, help="training steps of each model")
+    p.add_argument("--steps", type=_at_least(1), default=300, help="training steps of each model")
     p.add_argument("--width", type=_at_least(2), default=96, help="size of the embedding")
     p.add_argument("--layers", type=_at_least(1), default=4, help="layers, of attention and gated MLP each")
     p.add_argument("--heads", type=_at_least(1), default=3, help="heads of the attention")
     p.add_argument("--context", type=_at_least(2), default=128, help="bytes of a sequence")
     p.add_argument("--batch", type=_at_least(1), default=16, help="sequences of a batch")
-    p.add_argument("--gpt-rate", type=_positive, default=2e-3, help="highest learning rate of the usual transformer")
+    p.add_argument("--gpt-rate", type=_positive, default=4e-3, help="highest learning rate of the usual transformer")
     p.add_argument("--ngpt-rate", type=_positive, default=2e-2, help="highest learning rate of the normalised one")
     p.add_argument("--seed", type=int, default=0, help="of weights and batches")
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
