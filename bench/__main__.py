@@ -1,6 +1,6 @@
 """``python -m bench [family ...]``: times, rates, memory and errors of every kernel beside its peers and its floor.
 
-A family is margin_softmax, pair_mining or unit_norm; default: all. ``--quick`` takes seconds, the default minutes,
+A family is margin_softmax, pair_mining, unit_norm, sphere or optim; default: all. ``--quick`` takes seconds, the default minutes,
 ``--full`` adds the sweeps and the large shapes.
 """
 

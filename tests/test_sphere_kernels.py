@@ -85,7 +85,9 @@ def magnitudes(name, args, grad):
     # Where points are near or nearly opposite, the rounding of their coordinates is large beside their distance.
     cosine = (x / lengths[0] * y / lengths[1]).sum(1, keepdim=True)
     steep = 1 / (1 - cosine**2).clamp_min(1e-20).sqrt()
-    terms = steep * (grad[:, None] if name == "angle" else grad)
+    # A gradient that theta / sin(theta) has made large is as much more sensitive.
+    far = steep * torch.atan2(1 / steep, cosine)
+    terms = steep * (grad[:, None] if name == "angle" else far * grad)
     rows = [(terms / length).norm().item() for length in lengths]
     return (1.0 if name == "angle" else steep.norm().item()), [*rows, terms.norm().item()]
 
