@@ -1,7 +1,7 @@
 """``python -m bench [family ...]``: times, rates, memory and errors of every kernel beside its peers and its floor.
 
-A family is margin_softmax, pair_mining, unit_norm, sphere or optim; default: all. ``--quick`` takes seconds, the default minutes,
-``--full`` adds the sweeps and the large shapes.
+A family is margin_softmax, pair_mining, unit_norm, sphere or optim; default: all. ``--quick`` takes seconds, the
+default minutes, ``--full`` adds the sweeps and the large shapes.
 """
 
 from __future__ import annotations

@@ -57,13 +57,13 @@ def cases(settings: Settings) -> Iterator[Case]:
         skip, plain_classes = 1_000_000, 1_000_000
     else:
         n, d, half = 256, 512, f32
-        headline = [(1_000, f32), (10_000, f32), (100_000 if settings.full else 10_000, bf16)]
-        headline += [(100_000, f32)] if settings.full else []
-        classes, by_classes = (1_000, 10_000, 30_000, 100_000, 1_000_000, 10_000_000), (128, 128)
+        headline = [(1_000, f32), (10_000, f32)]
+        headline += [(100_000, bf16), (100_000, f32)] if settings.full else []
+        classes, by_classes = (1_000, 10_000, 100_000, 1_000_000, 10_000_000), (128, 128)
         skip, plain_classes = 100_000 if settings.full else 20_000, 30_000
     for c, dtype in headline:
         yield _arcface(STEP, n, c, d, dtype, settings, variants=True)
-    for c in classes if settings.full else classes[:3]:
+    for c in classes if settings.full else classes[: 3 if settings.cuda else 2]:
         yield _arcface(BY_CLASSES, by_classes[0], c, by_classes[1], half, settings)
     for trained in (0.0, 0.5, 0.95, 1.0) if settings.full else (0.95,):
         yield _skip(n, skip, d, trained, half, settings)

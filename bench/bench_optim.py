@@ -35,7 +35,9 @@ def cases(settings: Settings) -> Iterator[Case]:
                 return step(name, options, moments, rows, c, d, settings.device)
 
             yield Case(f"{name} step {what}", f"R={rows} C={c} D={d}", torch.float32, build)
-    for name, options in (("SphereSGD", SPHERE_SGD), ("SphereAdam", SPHERE_ADAM)):
+    spheres = [("SphereAdam", SPHERE_ADAM)]
+    spheres += [("SphereSGD", SPHERE_SGD)] if settings.cuda or settings.quick or settings.full else []
+    for name, options in spheres:
 
         def build_sphere(name: str = name, options: dict[str, float] = options) -> Comparison:
             return sphere_step(name, options, c, d, settings.device)

@@ -37,6 +37,8 @@ def cases(settings: Settings) -> Iterator[Case]:
     for n, d in sorted(shapes):
         for dtype in dtypes:
             for op, build in ((FORWARD, forward), (STEP, step), (COSINE, cosine)):
+                if build is cosine and not (settings.full or settings.quick or settings.cuda):
+                    continue
                 yield Case(op, f"N={n} D={d}", dtype, lambda b=build, a=(n, d, dtype, settings.device): b(*a), samples)
 
 
