@@ -33,7 +33,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         shapes = [(4_000, 512)] if settings.quick else [(100_000, 512)]
         shapes += [(256, 512), (4_096, 512), (100_000, 128)] if settings.full else []
         dtypes = [torch.float32, torch.bfloat16] if settings.full else [torch.float32]
-    samples = 11 if settings.quick else 21
+    samples = 21 if settings.cuda or settings.full else 11
     for n, d in sorted(shapes):
         for dtype in dtypes:
             for op, build in ((FORWARD, forward), (STEP, step), (COSINE, cosine)):
