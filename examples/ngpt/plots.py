@@ -15,7 +15,6 @@ def curves(found: dict[str, Curve], path: Path) -> None:
     """Validation loss of every model against steps and against the seconds they took."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-        worst = max(curve.validation[-1] for curve in found.values())
         for name, curve in found.items():
             # The first measurement, before the first step, has no place on a log axis.
             for axis, x in zip(axes, (curve.step, curve.seconds), strict=True):
@@ -25,15 +24,15 @@ def curves(found: dict[str, Curve], path: Path) -> None:
                 axis.annotate(
                     f"{curve.validation[-1]:.3f}",
                     (x[-1], curve.validation[-1]),
-                    (0, 8 if curve.validation[-1] == worst else -14),
+                    (6, 0),
                     textcoords="offset points",
                     color=COLOURS[name],
-                    ha="right",
+                    va="center",
                 )
         axes[0].set(xlabel="steps", ylabel="validation loss, nats a byte", title="Equal steps")
         axes[1].set(xlabel="seconds of training", title="Equal time")
         for axis in axes:
             axis.set(xscale="log")
-            axis.margins(y=0.12)
+            axis.margins(x=0.12, y=0.12)
         axes[0].legend()
         save(figure, path)
