@@ -15,7 +15,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -32,40 +32,26 @@ import hyperkernels as hk
 from examples.ngpt import plots, text
 from examples.ngpt.model import Normalised, PreNorm
 from examples.ngpt.training import Curve, Plan, Recipe, train
+from examples.options import at_least, positive
 from examples.recognizer.data import DataError
 from examples.recognizer.report import cpu_name, plain
-
-
-def _at_least(minimum: int) -> Callable[[str], int]:
-    def integer(value: str) -> int:
-        if int(value) < minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}; got {value}")
-        return int(value)
-
-    return integer
-
-
-def _positive(value: str) -> float:
-    if not 0 < float(value) < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number; got {value}")
-    return float(value)
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--steps", type=_at_least(1), default=300, help="training steps of each model")
-    p.add_argument("--width", type=_at_least(2), default=96, help="size of the embedding")
-    p.add_argument("--layers", type=_at_least(1), default=4, help="layers, of attention and gated MLP each")
-    p.add_argument("--heads", type=_at_least(1), default=3, help="heads of the attention")
-    p.add_argument("--context", type=_at_least(2), default=128, help="bytes of a sequence")
-    p.add_argument("--batch", type=_at_least(1), default=16, help="sequences of a batch")
-    p.add_argument("--gpt-rate", type=_positive, default=4e-3, help="highest learning rate of the usual transformer")
-    p.add_argument("--ngpt-rate", type=_positive, default=2e-2, help="highest learning rate of the normalised one")
+    p.add_argument("--steps", type=at_least(1), default=300, help="training steps of each model")
+    p.add_argument("--width", type=at_least(2), default=96, help="size of the embedding")
+    p.add_argument("--layers", type=at_least(1), default=4, help="layers, of attention and gated MLP each")
+    p.add_argument("--heads", type=at_least(1), default=3, help="heads of the attention")
+    p.add_argument("--context", type=at_least(2), default=128, help="bytes of a sequence")
+    p.add_argument("--batch", type=at_least(1), default=16, help="sequences of a batch")
+    p.add_argument("--gpt-rate", type=positive, default=4e-3, help="highest learning rate of the usual transformer")
+    p.add_argument("--ngpt-rate", type=positive, default=2e-2, help="highest learning rate of the normalised one")
     p.add_argument("--seed", type=int, default=0, help="of weights and batches")
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    p.add_argument("--threads", type=_at_least(1), default=argparse.SUPPRESS, help="threads of torch")
+    p.add_argument("--threads", type=at_least(1), default=argparse.SUPPRESS, help="threads of torch")
     p.add_argument("--output", type=Path, default=Path("report/ngpt"), help="where the report goes")
     return p
 

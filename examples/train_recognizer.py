@@ -17,10 +17,8 @@ otherwise a step is that of one process.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,6 +28,7 @@ if not __package__:
     # Run as a script: import from the root of the repository, as `python -m examples.train_recognizer` does.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from examples.options import at_least, positive
 from examples.recognizer import folders, glyphs, report
 from examples.recognizer.data import DataError, Dataset
 from examples.recognizer.distort import Distortion
@@ -42,23 +41,6 @@ from examples.recognizer.training import CheckpointError, Settings, Trainer
 GLYPHS = {"size": 32, "epochs": 4, "distortion": 1.0}
 FOLDER = {"size": 64, "epochs": 30, "distortion": 0.5}
 CHECKPOINTS = {False: "checkpoint.pt", True: "checkpoints"}  # by whether the head is sharded
-
-
-def _at_least(minimum: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}; got {text}")
-        return value
-
-    return integer
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number; got {text}")
-    return value
 
 
 def _share(text: str) -> float:
@@ -82,9 +64,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 def _add_data_options(p: argparse.ArgumentParser) -> None:
     add = p.add_argument_group("data").add_argument
     add("--data", type=Path, metavar="PATH", help="folder or zip with a sub-folder an identity, instead of glyphs")
-    add("--size", type=_at_least(8), help="side of the images in pixels; default: 32 for glyphs, 64 for --data")
-    add("--characters", type=_at_least(1), help="use only so many characters, not all")
-    add("--min-images", type=_at_least(1), default=1, help="with --data, train on identities with so many images")
+    add("--size", type=at_least(8), help="side of the images in pixels; default: 32 for glyphs, 64 for --data")
+    add("--characters", type=at_least(1), help="use only so many characters, not all")
+    add("--min-images", type=at_least(1), default=1, help="with --data, train on identities with so many images")
     add("--holdout", type=_share, default=0.1, help="share of the classes that are never trained on")
     add("--split-seed", type=int, default=0, help="chooses the held-out classes and draws the pairs")
     add("--distortion", type=float, help="factor on all distortions; default: 1 for glyphs, 0.5 for --data")
@@ -96,20 +78,20 @@ def _add_head_options(p: argparse.ArgumentParser) -> None:
     add("--head", choices=HEADS, default="fused", help="the kernels, plain PyTorch, or torch.compile of the latter")
     add("--margin", choices=list(MARGINS), default="arcface")
     add("--m", type=float, help="size of the margin; default: 0.3 for arcface, 0.2 for cosface")
-    add("--scale", type=_positive, default=16.0, help="inverse temperature; learning starts later with a higher one")
+    add("--scale", type=positive, default=16.0, help="inverse temperature; learning starts later with a higher one")
     add("--skip-budget", type=float, default=0.0, help="share of the head's gradient that its backward may leave out")
     add("--sample-rate", type=_rate, default=1.0, help="share of the classes that a training step takes")
-    add("--embedding", type=_at_least(1), default=128, help="size of the embedding")
+    add("--embedding", type=at_least(1), default=128, help="size of the embedding")
 
 
 def _add_training_options(p: argparse.ArgumentParser) -> None:
     add = p.add_argument_group("training").add_argument
-    add("--epochs", type=_at_least(1), help="default: 4 for glyphs, 30 for --data")
-    add("--batch", type=_at_least(2), default=256, help="images in a step")
-    add("--rate", type=_positive, default=0.2, help="highest learning rate of the embedder")
-    add("--head-rate", type=_positive, default=100.0, help="learning rate of the class centres, times the embedder's")
+    add("--epochs", type=at_least(1), help="default: 4 for glyphs, 30 for --data")
+    add("--batch", type=at_least(2), default=256, help="images in a step")
+    add("--rate", type=positive, default=0.2, help="highest learning rate of the embedder")
+    add("--head-rate", type=positive, default=100.0, help="learning rate of the class centres, times the embedder's")
     add("--seed", type=int, default=0, help="of the weights, the order of the images and their distortions")
-    add("--threads", type=_at_least(1), help="threads of torch")
+    add("--threads", type=at_least(1), help="threads of torch")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
 
 
