@@ -18,6 +18,7 @@
 #include <optional>
 #include <vector>
 
+#include "../storage.h"
 #include "rows.h"
 
 namespace hyperkernels::margin_softmax {
@@ -91,16 +92,7 @@ void use_large_pages(at::Tensor& tensor);
 // Calls f with the storage type of the problem's x and weight.
 template <class F>
 auto with_storage(const Problem& problem, F f) {
-  switch (problem.x.scalar_type()) {
-    case at::kDouble:
-      return f(double());
-    case at::kFloat:
-      return f(float());
-    case at::kBFloat16:
-      return f(simd::Bfloat16());
-    default:
-      return f(simd::Half());
-  }
+  return hyperkernels::with_storage(problem.x.scalar_type(), "x", f);
 }
 
 template <class T>

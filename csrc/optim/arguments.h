@@ -6,29 +6,13 @@
 #include <optional>
 
 #include "../simd.h"
+#include "../storage.h"
 
 namespace hyperkernels::optim {
 
 template <class S>
 using Accumulate = typename simd::Accumulate<S>::type;
 using Optional = std::optional<at::Tensor>;
-
-// Calls f with the storage type of the weight.
-template <class F>
-void with_storage(at::ScalarType dtype, F f) {
-  switch (dtype) {
-    case at::kDouble:
-      return f(double());
-    case at::kFloat:
-      return f(float());
-    case at::kBFloat16:
-      return f(simd::Bfloat16());
-    case at::kHalf:
-      return f(simd::Half());
-    default:
-      TORCH_CHECK_TYPE(false, "weight must have dtype float64, float32, bfloat16 or float16; got ", dtype);
-  }
-}
 
 template <class T>
 T* mutable_data(const at::Tensor& tensor) {

@@ -158,7 +158,7 @@ void sgd_rows_(at::Tensor weight, const Optional& momentum_buffer, at::Tensor st
   const Update update(weight, step, gradient, rows, grad_scale, found_inf, maximize);
   if (momentum_buffer.has_value()) check_state(*momentum_buffer, "momentum_buffer", weight, weight.sizes());
   const SgdOptions options{number(lr_tensor, "lr_tensor", lr), momentum, dampening, weight_decay, nesterov};
-  with_storage(weight.scalar_type(), [&](auto storage) {
+  with_storage(weight.scalar_type(), "weight", [&](auto storage) {
     using S = decltype(storage);
     auto* buffers = momentum_buffer.has_value() ? mutable_data<Accumulate<S>>(*momentum_buffer) : nullptr;
     update.over_rows<S>([&](const Rows<S>* all, int64_t begin, int64_t end) {
@@ -175,7 +175,7 @@ void adamw_rows_(at::Tensor weight, at::Tensor exp_avg, at::Tensor exp_avg_sq, a
   check_state(exp_avg, "exp_avg", weight, weight.sizes());
   check_state(exp_avg_sq, "exp_avg_sq", weight, weight.sizes());
   const AdamWOptions options{number(lr_tensor, "lr_tensor", lr), beta1, beta2, eps, weight_decay};
-  with_storage(weight.scalar_type(), [&](auto storage) {
+  with_storage(weight.scalar_type(), "weight", [&](auto storage) {
     using S = decltype(storage);
     auto* means = mutable_data<Accumulate<S>>(exp_avg);
     auto* squares = mutable_data<Accumulate<S>>(exp_avg_sq);

@@ -221,7 +221,7 @@ struct Parameter {
       : points(points), gradients(gradients.contiguous()), step(step) {
     TORCH_CHECK_VALUE(points.dim() == 2 && points.is_contiguous(), "points must be contiguous [R, D]; got shape ",
                       points.sizes(), ", strides ", points.strides());
-    with_storage(points.scalar_type(), [](auto) {});
+    with_storage(points.scalar_type(), "points", [](auto) {});
     TORCH_CHECK_VALUE(gradients.sizes() == points.sizes(), "gradients must have the shape of points, ", points.sizes(),
                       "; got ", gradients.sizes());
     TORCH_CHECK_TYPE(gradients.scalar_type() == points.scalar_type(), "gradients must have the dtype of points, ",
@@ -274,7 +274,7 @@ void over_vectors(const std::vector<Parameter>& all, const Options& options) {
   at::parallel_for(0, count, std::max<int64_t>(1, grain), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const Piece& piece = pieces[i];
-      with_storage(piece.parameter->points.scalar_type(), [&](auto storage) {
+      with_storage(piece.parameter->points.scalar_type(), "points", [&](auto storage) {
         const auto vectors = piece.parameter->template vectors<decltype(storage)>();
         simd::run<Kernel>(&vectors, &options, piece.begin, piece.end);
       });

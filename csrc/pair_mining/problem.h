@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../simd.h"
+#include "../storage.h"
 
 namespace hyperkernels::pair_mining {
 
@@ -82,16 +83,7 @@ at::Tensor squared_norms(const Problem& problem, const Side& side);
 // Calls f with the storage type of x.
 template <class F>
 auto with_storage(const Problem& problem, F f) {
-  switch (problem.rows.values.scalar_type()) {
-    case at::kDouble:
-      return f(double());
-    case at::kFloat:
-      return f(float());
-    case at::kBFloat16:
-      return f(simd::Bfloat16());
-    default:
-      return f(simd::Half());
-  }
+  return hyperkernels::with_storage(problem.rows.values.scalar_type(), "x", f);
 }
 
 // Calls f(k) for k in [0, count), in parallel; f may use ATen. A GEMM inside runs on one thread, always: a single item

@@ -229,7 +229,7 @@ at::Tensor sphere_points(const at::Tensor& a, const at::Tensor& b, const Optiona
   const bool is_angle = given.kind == Kind::kAngle;
   const at::Tensor out =
       is_angle ? at::empty({n}, a.options().dtype(accumulate_dtype(a))) : at::empty({n, dim}, a.options());
-  with_storage(a.scalar_type(), [&](auto storage) {
+  with_storage(a.scalar_type(), "x", [&](auto storage) {
     using S = decltype(storage);
     using A = Accumulate<S>;
     const Points<S> points = given.points<S>();
@@ -255,7 +255,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sphere_points_backward(const at::
   const at::Tensor dy = wanted(need_y, a.sizes(), a, a.scalar_type());
   const at::Tensor dt = wanted(need_t && t.has_value(), {n}, a, wide);
   if (dim == 0) return {dx, dy, dt.zero_()};
-  with_storage(a.scalar_type(), [&](auto storage) {
+  with_storage(a.scalar_type(), "x", [&](auto storage) {
     using S = decltype(storage);
     using A = Accumulate<S>;
     const Points<S> points = given.points<S>();

@@ -118,7 +118,7 @@ struct Given {
 at::Tensor sphere_residual(const at::Tensor& h, const at::Tensor& block, const at::Tensor& alpha) {
   const Given given(h, block, alpha);
   const at::Tensor out = at::empty(h.sizes(), h.options());
-  with_storage(h.scalar_type(), [&](auto storage) {
+  with_storage(h.scalar_type(), "h", [&](auto storage) {
     using S = decltype(storage);
     const Residuals<S> residuals = given.residuals<S>();
     S* to = mutable_data<S>(out);
@@ -140,7 +140,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sphere_residual_backward(const at
   const at::Tensor dblock = wanted(need_block, h.sizes(), h, h.scalar_type());
   const int64_t count = parts_of(n);
   const at::Tensor parts = need_alpha ? at::zeros({count, dim}, h.options().dtype(at::kDouble)) : at::Tensor();
-  with_storage(h.scalar_type(), [&](auto storage) {
+  with_storage(h.scalar_type(), "h", [&](auto storage) {
     using S = decltype(storage);
     const Residuals<S> residuals = given.residuals<S>();
     const S* from = data<S>(g);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../simd.h"
+#include "../storage.h"
 
 namespace hyperkernels::sphere {
 
@@ -117,23 +118,6 @@ HK_INLINE Pair<A> bring(const S* x, const S* y, A* scratch, int64_t dim) {
   if (ordinary(first) && ordinary(second)) return {{a, first, 1 / first, false}, {b, second, 1 / second, false}, s.c};
   const Row<A> one = bring(a, scratch, dim), other = bring(b, scratch + dim, dim);
   return {one, other, simd::dot<A>(one.data, other.data, dim)};
-}
-
-// Calls f with the storage type of the dtype.
-template <class F>
-void with_storage(at::ScalarType dtype, F f) {
-  switch (dtype) {
-    case at::kDouble:
-      return f(double());
-    case at::kFloat:
-      return f(float());
-    case at::kBFloat16:
-      return f(simd::Bfloat16());
-    case at::kHalf:
-      return f(simd::Half());
-    default:
-      TORCH_CHECK_TYPE(false, "x must have dtype float64, float32, bfloat16 or float16; got ", dtype);
-  }
 }
 
 inline at::ScalarType accumulate_dtype(const at::Tensor& x) {

@@ -83,7 +83,7 @@ struct Given {
 at::Tensor scaled_unit_norm(const at::Tensor& x, const at::Tensor& scale) {
   const Given given(x, scale);
   const at::Tensor out = at::empty(x.sizes(), x.options());
-  with_storage(x.scalar_type(), [&](auto storage) {
+  with_storage(x.scalar_type(), "x", [&](auto storage) {
     using S = decltype(storage);
     const Scaled<S> scaled = given.scaled<S>();
     S* to = mutable_data<S>(out);
@@ -104,7 +104,7 @@ std::tuple<at::Tensor, at::Tensor> scaled_unit_norm_backward(const at::Tensor& g
   const at::Tensor parts = need_scale ? at::zeros({count, scales, dim}, x.options().dtype(at::kDouble)) : at::Tensor();
   // Where there are few turns through the scale the threads share its rows as well.
   const int64_t shares = std::clamp<int64_t>(64 / count, 1, std::max<int64_t>(1, scales));
-  with_storage(x.scalar_type(), [&](auto storage) {
+  with_storage(x.scalar_type(), "x", [&](auto storage) {
     using S = decltype(storage);
     const Scaled<S> scaled = given.scaled<S>();
     const S* from = data<S>(g);

@@ -71,7 +71,7 @@ at::Tensor segment_sum(const at::Tensor& given, const at::Tensor& labels, const 
   const int64_t first = at[0], total = at[count] - first, parts = parts_of(total);
   const at::Tensor heads = at::empty({parts, dim}, x.options().dtype(at::kDouble));
   std::vector<int64_t> unfinished(parts, -1);
-  with_storage(x.scalar_type(), [&](auto storage) {
+  with_storage(x.scalar_type(), "x", [&](auto storage) {
     using S = decltype(storage);
     using A = Accumulate<S>;
     const Segments<S> segments{matrix<S>(x), rows, at, count, dim};

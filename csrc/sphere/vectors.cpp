@@ -137,7 +137,7 @@ struct Given {
 at::Tensor sphere_vectors(const at::Tensor& x, const at::Tensor& v, c10::string_view kind) {
   const Given given(x, v, kind);
   const at::Tensor out = at::empty(x.sizes(), x.options());
-  with_storage(x.scalar_type(), [&](auto storage) {
+  with_storage(x.scalar_type(), "x", [&](auto storage) {
     using S = decltype(storage);
     const Vectors<S> vectors = given.vectors<S>();
     S* to = mutable_data<S>(out);
@@ -155,7 +155,7 @@ std::tuple<at::Tensor, at::Tensor> sphere_vectors_backward(const at::Tensor& gra
   const at::Tensor g = rows_like(grad, x, "grad").contiguous();
   const at::Tensor dx = wanted(need_x, x.sizes(), x, x.scalar_type());
   const at::Tensor dv = wanted(need_v, x.sizes(), x, x.scalar_type());
-  with_storage(x.scalar_type(), [&](auto storage) {
+  with_storage(x.scalar_type(), "x", [&](auto storage) {
     using S = decltype(storage);
     const Vectors<S> vectors = given.vectors<S>();
     const S* from = data<S>(g);

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "../simd.h"
+#include "../storage.h"
 
 namespace hyperkernels {
 
@@ -70,23 +71,6 @@ struct UnitNormBackwardRows {
   }
 };
 
-// Calls f with a null pointer of the storage type that stands for the tensor's dtype.
-template <class F>
-void for_dtype(at::ScalarType dtype, F f) {
-  switch (dtype) {
-    case at::kDouble:
-      return f(static_cast<double*>(nullptr));
-    case at::kFloat:
-      return f(static_cast<float*>(nullptr));
-    case at::kBFloat16:
-      return f(static_cast<simd::Bfloat16*>(nullptr));
-    case at::kHalf:
-      return f(static_cast<simd::Half*>(nullptr));
-    default:
-      TORCH_CHECK_TYPE(false, "x must have dtype float64, float32, bfloat16 or float16; got ", dtype);
-  }
-}
-
 void check_rows(const at::Tensor& x) {
   TORCH_CHECK_VALUE(x.dim() > 0, "x must have at least one dimension; got a scalar");
 }
@@ -100,8 +84,8 @@ void over_rows(const at::Tensor& x, F f) {
 }
 
 void normalise(const at::Tensor& x, const at::Tensor& y, double eps) {
-  for_dtype(x.scalar_type(), [&](auto* tag) {
-    using S = std::remove_pointer_t<decltype(tag)>;
+  with_storage(x.scalar_type(), "x", [&](auto storage) {
+    using S = decltype(storage);
     const auto* in = static_cast<const S*>(x.const_data_ptr());
     auto* out = static_cast<S*>(y.mutable_data_ptr());
     over_rows(x, [&](int64_t offset, int64_t rows, int64_t dim) {
@@ -132,8 +116,8 @@ at::Tensor unit_norm_backward(const at::Tensor& grad, const at::Tensor& x, doubl
   const at::Tensor g = grad.contiguous();
   const at::Tensor in = x.contiguous();
   at::Tensor dx = at::empty_like(in);
-  for_dtype(x.scalar_type(), [&](auto* tag) {
-    using S = std::remove_pointer_t<decltype(tag)>;
+  with_storage(x.scalar_type(), "x", [&](auto storage) {
+    using S = decltype(storage);
     const auto* gradient = static_cast<const S*>(g.const_data_ptr());
     const auto* input = static_cast<const S*>(in.const_data_ptr());
     auto* out = static_cast<S*>(dx.mutable_data_ptr());
