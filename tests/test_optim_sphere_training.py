@@ -96,7 +96,7 @@ def test_a_compiled_step(make):
     mine, theirs = points(6, 4), points(3, 4)
     copies = copy.deepcopy([mine, theirs])
     optimizers = make([mine, theirs], **options_of(make)), make(copies, **options_of(make))
-    compiled = torch.compile(optimizers[0].step, backend="aot_eager")
+    compiled = torch.compile(optimizers[0].step, backend="aot_eager", fullgraph=True)
     for gradients in random_gradients(copies, 3):
         for p, q, gradient in zip((mine, theirs), copies, gradients, strict=True):
             p.grad, q.grad = gradient.clone(), gradient.clone()

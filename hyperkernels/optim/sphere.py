@@ -39,7 +39,7 @@ class SphereOptimizer(RowOptimizer):
                 f"dim must be a dimension of every parameter; got {dim} with a parameter of shape "
                 f"{tuple(parameter.shape)}"
             )
-        return math.prod(size for i, size in enumerate(parameter.shape) if i != dim % parameter.dim())
+        return math.prod(parameter.detach().movedim(dim, -1).shape[:-1])
 
     def _new_state(self, name: str, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         dim, dtype = group["dim"], accumulate_dtype(parameter.dtype)
