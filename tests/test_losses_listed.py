@@ -61,7 +61,7 @@ def test_a_row_without_negatives_has_the_loss_zero(m, columns):
 
 def test_an_index_out_of_range_is_refused():
     x, ref = points(4), points(5)
-    for index in (5, 2**40):
+    for index in (5, 2**40, -2, -(2**63)):
         with pytest.raises(IndexError):
             info_nce(x, ref=ref, negatives=torch.full((4, 2), index))
 

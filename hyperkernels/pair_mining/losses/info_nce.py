@@ -273,10 +273,11 @@ def info_nce_of(
 def _lse_of_listed(pairs: Pairs, columns: torch.Tensor, scale: Number) -> torch.Tensor:
     """Over the columns [N, K] of every row, -1 being none; where all are none -inf, with a gradient of 0."""
     columns = columns if pairs.m else columns[:, :0]
+    none = columns == -1
     rows = own_columns(pairs)[:, None].expand_as(columns)
-    logits = scale * pairs.values(rows.flatten(), columns.clamp_min(0).flatten()).view(columns.shape)
-    logits = torch.where(columns >= 0, logits, -torch.inf)
-    some = (columns >= 0).any(1)
+    logits = scale * pairs.values(rows.flatten(), torch.where(none, 0, columns).flatten()).view(columns.shape)
+    logits = torch.where(none, -torch.inf, logits)
+    some = ~none.all(1)
     return torch.where(some, torch.where(some[:, None], logits, 0).logsumexp(1), -torch.inf)
 
 
