@@ -62,7 +62,7 @@ def angle(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     Args:
         x, y: [..., D], of one dtype, float64, float32, bfloat16 or float16, broadcastable; rows of any length. A row
-            shorter than 1e-12 counts as 0, a right angle from every other.
+            shorter than 1e-12 counts as 0: at a right angle from every longer one, and opposite to one as short.
 
     Returns:
         [...] in [0, pi], float32 (float64 for float64). Its gradient is 0 where the points coincide or are opposite.
