@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .. import _check
+from ..unit_norm.functional import unit_norm
 from . import op
 from .reference import accumulate_dtype
 
@@ -154,8 +155,6 @@ def transport(x: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor
     Raises:
         TypeError, ValueError: a wrong argument, named.
     """
-    from ..unit_norm.functional import unit_norm
-
     _rows("x", x, "y", y)
     w = tangent(x, v)
     # The reflection in the hyperplane that swaps x^ and -y^; it acts on a tangent of x as the transport does.
@@ -231,8 +230,6 @@ def bezier(points: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
     if points.dim() < 2 or points.shape[0] < 1:
         raise ValueError(f"points must be [K, ..., D] with K at least 1; got shape {tuple(points.shape)}")
     if points.shape[0] == 1:
-        from ..unit_norm.functional import unit_norm
-
         return unit_norm(points[0])
     while points.shape[0] > 1:
         points = slerp(points[:-1], points[1:], t)
