@@ -65,7 +65,7 @@ def _debye(kappa: torch.Tensor, order: float) -> tuple[torch.Tensor, torch.Tenso
     t = torch.hypot(torch.ones_like(z), z)
     rise, p = z * (z / (1 + t)), 1 / t  # rise = t - 1
     total, slope = _debye_sum(p, order)
-    at_zero, _ = _debye_sum(torch.ones_like(p), order)
+    at_zero, _ = _debye_sum(p.new_ones(()), order)
     log_sum = order * (rise - torch.log1p(rise / 2)) - 0.5 * torch.log1p(rise) + torch.log(total / at_zero)
     ratio = (1 / (1 + t) - p**2 / (2 * order) - p**3 * slope / (order * total)) / order
     return log_sum, ratio
