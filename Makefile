@@ -1,5 +1,5 @@
 # make demo   train a recogniser on rendered glyphs and report how good it got
-# make test   every test that this machine can run
+# make test   every test that this machine can run, but for those of make test-rest: what takes minutes, faults and kills
 # make lint | bench | clean
 # make gpu | sanitize | profile OUT=folder    on a machine with a GPU
 SHELL := /bin/bash
@@ -15,13 +15,16 @@ TRITON := triton==3.6.0
 SOURCES := setup.py pyproject.toml hyperkernels/_version.py $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint bench gpu sanitize profile clean
+.PHONY: demo test test-rest lint bench gpu sanitize profile clean
 
 demo: $(VENV)/built
 	$(RUN) -m examples.train_recognizer
 
 test: $(VENV)/built
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not slow"
+
+test-rest: $(VENV)/built
+	$(RUN) -m pytest -m slow
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
