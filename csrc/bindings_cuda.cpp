@@ -54,7 +54,7 @@ at::Tensor unit_norm(const at::Tensor& x, double eps) {
   return y;
 }
 
-void unit_norm_(at::Tensor x, double eps) {
+void unit_norm_(at::Tensor& x, double eps) {
   TORCH_CHECK_VALUE(x.is_contiguous(), "x must be contiguous to be written in place");
   forward_into(x, x, eps);
 }
