@@ -7,6 +7,19 @@
 
 namespace hyperkernels {
 
+// The type in which numbers stored as T are computed.
+template <class T>
+using Accumulate = typename simd::Accumulate<T>::type;
+
+template <class T>
+const T* data(const at::Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+T* mutable_data(const at::Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
 // Calls f with a value of the type that the tensor `name` of this dtype is stored in.
 template <class F>
 auto with_storage(at::ScalarType dtype, const char* name, F f) {

@@ -95,18 +95,6 @@ auto with_storage(const Problem& problem, F f) {
   return hyperkernels::with_storage(problem.x.scalar_type(), "x", f);
 }
 
-template <class T>
-using Accumulate = typename simd::Accumulate<T>::type;
-
-template <class T>
-const T* data(const at::Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <class T>
-T* mutable_data(at::Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
 // The raw centres of classes, side by side: where they stand in the weight, or a lane's copy of a tile of them.
 template <class T>
 class Centres {

@@ -10,14 +10,7 @@
 
 namespace hyperkernels::optim {
 
-template <class S>
-using Accumulate = typename simd::Accumulate<S>::type;
 using Optional = std::optional<at::Tensor>;
-
-template <class T>
-T* mutable_data(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
 
 inline double number(const Optional& tensor, const char* name, double otherwise) {
   if (!tensor.has_value()) return otherwise;

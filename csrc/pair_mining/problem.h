@@ -24,21 +24,9 @@ namespace hyperkernels::pair_mining {
 enum class Select { kPositive, kNegative, kAll };
 enum class Similarity { kDot, kEuclidean, kSquaredEuclidean };
 
-template <class T>
-using Accumulate = typename simd::Accumulate<T>::type;
-
 // As wide as the number beside it, so that loops over both fill whole vectors: -1 or 0.
 template <class A>
 using Mask = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-
-template <class T>
-const T* data(const at::Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <class T>
-T* mutable_data(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
 
 // The rows of x, or those of ref.
 struct Side {

@@ -23,9 +23,6 @@ namespace hyperkernels::sphere {
 constexpr double kEps = 1e-12;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-template <class S>
-using Accumulate = typename simd::Accumulate<S>::type;
-
 // Rows of equal length, unit stride within each; rows may coincide (stride 0).
 template <class S>
 struct Matrix {
