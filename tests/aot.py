@@ -92,12 +92,15 @@ def compile_triton(
             16-byte aligned: otherwise no access is vectorised and the report lies. For an argument that is a tuple, a
             tuple of the same class, with "constexpr" for its constants.
         constants: the tl.constexpr arguments; for a tuple one of the same class, with None where it has no constant.
-        options: num_warps, num_stages.
+        options: num_warps, num_stages; what every launch asks for is added.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from hyperkernels._triton_launch import FP_FUSION
+
+    options = {"enable_fp_fusion": FP_FUSION} | options
     order = kernel.arg_names
     types = {name: signature.get(name, "constexpr") for name in order}
     pointed: list[str] = []

@@ -10,6 +10,7 @@ import torch
 import triton
 
 from .._gpu import architecture
+from .._triton_launch import launch
 from .negatives import KINDS, LARGEST_POWER, SUMS
 from .triton_backward import finish_kernel, gradient_kernel, input_kernel, weight_kernel
 from .triton_forward import forward_kernel, merge_kernel
@@ -109,8 +110,8 @@ class Problem:
         if self.normalize_weight["NORMALIZE_WEIGHT"]:
             block_d = max(16, min(1024, triton.next_power_of_2(self.d)))
             block_rows = 4096 // block_d
-            grid = (triton.cdiv(len(norms), block_rows),)
-            center_kernel[grid](
+            launch(
+                center_kernel, triton.cdiv(len(norms), block_rows),
                 self.weight, self.index, norms, len(norms), SUB_CENTERS=self.sub_centers, D=self.d,
                 BLOCK_ROWS=block_rows, BLOCK_D=block_d, num_warps=4,
             )  # fmt: skip
@@ -121,7 +122,9 @@ class Problem:
     ) -> None:
         """The copy of x, its multipliers and own classes; the forward's three outputs where they are given."""
         block_d = min(1024, triton.next_power_of_2(self.stride))
-        row_kernel[(self.padded // 4,)](
+        launch(
+            row_kernel,
+            self.padded // 4,
             self.x,
             self.weight,
             self.index,
@@ -192,37 +195,39 @@ def class_statistics(
     block_lse = x.new_empty((p.rows, p.tiles) if skip_budget > 0 else (0, 0), dtype=p.dtype)
     kept = x.new_empty(kept_blocks * p.rows * block * sub_centers, dtype=p.dtype)
     arrays = 3 if p.kind["SUMMED"] else {"cosine": 5, "quadratic": 8}.get(negatives, 6)
-    with torch.cuda.device_of(x):
-        w_norm = p.center_norms()
-        if p.rows:
-            p.prepare_rows(w_norm, (x_norm, target_cos, target_center))
-            merged = (neg_lse, hardest_cos, hardest_class, neg_sum, hard_cos, hard_count, top, log_sum, scale_slope)
-            chunks = p.chunks(arrays * p.rows * p.dtype.itemsize)
-            partial = x.new_empty(arrays * p.rows * chunks[0][1], dtype=p.dtype)
-            row_tiles = p.padded // p.config.cosines.rows
-            for first, tiles in chunks:
-                forward_kernel[(row_tiles * tiles,)](
-                    p.copy, p.weight, p.index, p.multiplier, w_norm, p.own, *p.heads, partial, p.rows, row_tiles, tiles,
-                    p.classes, first, **p.constants(p.config.cosines),
-                )  # fmt: skip
-                merge_kernel[(triton.cdiv(p.rows, 8),)](
-                    partial,
-                    p.own,
-                    p.heads[0],
-                    *merged,
-                    block_lse if skip_budget > 0 and not p.kind["SUMMED"] else None,
-                    p.rows,
-                    tiles,
-                    first,
-                    p.tiles,
-                    int(first == chunks[0][0]),
-                    int(first == chunks[-1][0]),
-                    **p.kind,
-                    BLOCK_CLASSES=block,
-                    BLOCK_TILES=min(64, triton.next_power_of_2(chunks[0][1])),
-                    BLOCK_ROWS=8,
-                    num_warps=4,
-                )
+    w_norm = p.center_norms()
+    if p.rows:
+        p.prepare_rows(w_norm, (x_norm, target_cos, target_center))
+        merged = (neg_lse, hardest_cos, hardest_class, neg_sum, hard_cos, hard_count, top, log_sum, scale_slope)
+        chunks = p.chunks(arrays * p.rows * p.dtype.itemsize)
+        partial = x.new_empty(arrays * p.rows * chunks[0][1], dtype=p.dtype)
+        row_tiles = p.padded // p.config.cosines.rows
+        for first, tiles in chunks:
+            launch(
+                forward_kernel, row_tiles * tiles,
+                p.copy, p.weight, p.index, p.multiplier, w_norm, p.own, *p.heads, partial, p.rows, row_tiles, tiles,
+                p.classes, first, **p.constants(p.config.cosines),
+            )  # fmt: skip
+            launch(
+                merge_kernel,
+                triton.cdiv(p.rows, 8),
+                partial,
+                p.own,
+                p.heads[0],
+                *merged,
+                block_lse if skip_budget > 0 and not p.kind["SUMMED"] else None,
+                p.rows,
+                tiles,
+                first,
+                p.tiles,
+                int(first == chunks[0][0]),
+                int(first == chunks[-1][0]),
+                **p.kind,
+                BLOCK_CLASSES=block,
+                BLOCK_TILES=min(64, triton.next_power_of_2(chunks[0][1])),
+                BLOCK_ROWS=8,
+                num_warps=4,
+            )
     return (
         neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_sum, target_center, hard_cos, hard_count, top,
         log_sum, scale_slope, w_norm, block_lse, kept,
@@ -327,64 +332,67 @@ def class_statistics_backward(
         return (dx, dweight.zero_(), *(t.zero_() for t in per_class))
     incoming = [t.contiguous() for t in (d_neg_lse, d_target_cos, d_neg_cos_sum)]
     rows_saved = [t.contiguous() for t in (target_center, top, log_sum)]
-    with torch.cuda.device_of(x):
-        p.prepare_rows(w_norm, (None, None, None))
-        unit = _unit(p, incoming, w_norm) if x.dtype == torch.float16 else None
-        plan = _skipped(p, skip) if skip.numel() and not p.kind["SUMMED"] else None
-        chunks = p.chunks(p.padded * block * sub_centers * x.dtype.itemsize)
-        widest = chunks[0][1] * block
-        h = x.new_empty(p.padded * sub_centers * widest)
-        # A tile that is left out writes none of its partial sums.
-        new = x.new_empty if plan is None else x.new_zeros
-        row_tiles = p.padded // p.config.gradient.rows
-        product, transposed = p.config.input, p.config.weight
-        programs = p.padded // product.rows * (p.stride // product.columns)
-        splits = max(1, min(PROGRAMS // programs, chunks[0][1]))
-        total = x.new_empty(splits if need_x else 0, p.padded, p.stride, dtype=p.dtype)
-        for first, tiles in chunks:
-            chunk, first_class = tiles * block, first * block
-            last_class = min(p.classes, first_class + chunk)
-            sums = [
-                new(row_tiles, width if need else 0, dtype=p.dtype)
-                for width, need in (
-                    (sub_centers * chunk, need_weight and normalize_weight),
-                    (chunk, need_class_scale),
-                    (chunk, need_bias),
-                )
-            ]
-            gradient_kernel[(row_tiles * (chunk // p.config.gradient.columns),)](
-                p.copy, p.weight, p.index, p.multiplier, w_norm, p.own, *p.heads, *rows_saved, *incoming, unit, plan, h,
-                *(t if t.numel() else None for t in sums), p.rows, row_tiles, chunk, p.classes, first, p.tiles,
-                SKIP_ROWS=SKIP_ROWS, TILE=block, **p.constants(p.config.gradient),
+    p.prepare_rows(w_norm, (None, None, None))
+    unit = _unit(p, incoming, w_norm) if x.dtype == torch.float16 else None
+    plan = _skipped(p, skip) if skip.numel() and not p.kind["SUMMED"] else None
+    chunks = p.chunks(p.padded * block * sub_centers * x.dtype.itemsize)
+    widest = chunks[0][1] * block
+    h = x.new_empty(p.padded * sub_centers * widest)
+    # A tile that is left out writes none of its partial sums.
+    new = x.new_empty if plan is None else x.new_zeros
+    row_tiles = p.padded // p.config.gradient.rows
+    product, transposed = p.config.input, p.config.weight
+    programs = p.padded // product.rows * (p.stride // product.columns)
+    splits = max(1, min(PROGRAMS // programs, chunks[0][1]))
+    total = x.new_empty(splits if need_x else 0, p.padded, p.stride, dtype=p.dtype)
+    for first, tiles in chunks:
+        chunk, first_class = tiles * block, first * block
+        last_class = min(p.classes, first_class + chunk)
+        sums = [
+            new(row_tiles, width if need else 0, dtype=p.dtype)
+            for width, need in (
+                (sub_centers * chunk, need_weight and normalize_weight),
+                (chunk, need_class_scale),
+                (chunk, need_bias),
+            )
+        ]
+        launch(
+            gradient_kernel, row_tiles * (chunk // p.config.gradient.columns),
+            p.copy, p.weight, p.index, p.multiplier, w_norm, p.own, *p.heads, *rows_saved, *incoming, unit, plan, h,
+            *(t if t.numel() else None for t in sums), p.rows, row_tiles, chunk, p.classes, first, p.tiles,
+            SKIP_ROWS=SKIP_ROWS, TILE=block, **p.constants(p.config.gradient),
+        )  # fmt: skip
+        radial, *of_classes = sums
+        for result, partial in zip(per_class, of_classes, strict=True):
+            if result.numel():
+                torch.sum(partial[:, : last_class - first_class], dim=0, out=result[first_class:last_class])
+        lists: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        constants = {**p.shape, **p.precision, "SUB_CENTERS": sub_centers, "GROUP": p.group, "TILE": block}
+        if need_weight:
+            if plan is not None:
+                lists = _lists(plan[:, first : first + tiles].t())
+            launch(
+                weight_kernel, chunk // transposed.rows * sub_centers * (p.stride // transposed.columns),
+                p.copy, h, p.weight, p.index, w_norm, radial.sum(0) if radial.numel() else None, unit, *lists,
+                dweight, p.padded // p.group, chunk, p.classes, first_class, **p.eps, **constants,
+                BLOCK_CLASSES=transposed.rows, BLOCK_D=transposed.columns, BLOCK_ROWS=transposed.depth,
+                num_warps=transposed.warps, num_stages=transposed.stages,
             )  # fmt: skip
-            radial, *of_classes = sums
-            for result, partial in zip(per_class, of_classes, strict=True):
-                if result.numel():
-                    torch.sum(partial[:, : last_class - first_class], dim=0, out=result[first_class:last_class])
-            lists: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
-            constants = {**p.shape, **p.precision, "SUB_CENTERS": sub_centers, "GROUP": p.group, "TILE": block}
-            if need_weight:
-                if plan is not None:
-                    lists = _lists(plan[:, first : first + tiles].t())
-                weight_kernel[(chunk // transposed.rows * sub_centers * (p.stride // transposed.columns),)](
-                    p.copy, h, p.weight, p.index, w_norm, radial.sum(0) if radial.numel() else None, unit, *lists,
-                    dweight, p.padded // p.group, chunk, p.classes, first_class, **p.eps, **constants,
-                    BLOCK_CLASSES=transposed.rows, BLOCK_D=transposed.columns, BLOCK_ROWS=transposed.depth,
-                    num_warps=transposed.warps, num_stages=transposed.stages,
-                )  # fmt: skip
-            if need_x:
-                if plan is not None:
-                    lists = _lists(plan[:, first : first + tiles])
-                input_kernel[(programs * splits,)](
-                    h, p.weight, p.index, *lists, total, p.padded // product.rows, splits, tiles, chunk, p.classes,
-                    first_class, int(first == chunks[0][0]), **constants, BLOCK_ROWS=product.rows,
-                    BLOCK_D=product.columns, BLOCK_CLASSES=product.depth, num_warps=product.warps,
-                    num_stages=product.stages,
-                )  # fmt: skip
         if need_x:
-            finish_kernel[(p.padded // 4,)](
-                total.sum(0), p.copy, p.multiplier, p.own, x_norm.contiguous(), d_x_norm.contiguous(), unit, dx,
-                p.rows, **p.eps, **p.normalize_x, **p.shape, BLOCK_ROWS=4,
-                BLOCK_D=min(1024, triton.next_power_of_2(p.stride)), num_warps=4,
+            if plan is not None:
+                lists = _lists(plan[:, first : first + tiles])
+            launch(
+                input_kernel, programs * splits,
+                h, p.weight, p.index, *lists, total, p.padded // product.rows, splits, tiles, chunk, p.classes,
+                first_class, int(first == chunks[0][0]), **constants, BLOCK_ROWS=product.rows,
+                BLOCK_D=product.columns, BLOCK_CLASSES=product.depth, num_warps=product.warps,
+                num_stages=product.stages,
             )  # fmt: skip
+    if need_x:
+        launch(
+            finish_kernel, p.padded // 4,
+            total.sum(0), p.copy, p.multiplier, p.own, x_norm.contiguous(), d_x_norm.contiguous(), unit, dx,
+            p.rows, **p.eps, **p.normalize_x, **p.shape, BLOCK_ROWS=4,
+            BLOCK_D=min(1024, triton.next_power_of_2(p.stride)), num_warps=4,
+        )  # fmt: skip
     return (dx, dweight, *per_class)

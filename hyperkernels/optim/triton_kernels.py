@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .._triton_math import load, root
 
 
@@ -206,21 +207,22 @@ def _launch(
     if count == 0:
         return
     config = configuration(max(dim, 1), weight.element_size())
-    with torch.cuda.device_of(weight):
-        kernel[(triton.cdiv(count, config["BLOCK_ROWS"]),)](
-            weight,
-            *states,
-            step,
-            gradient.contiguous(),
-            None if rows is None else rows.contiguous(),
-            *of_device.values(),
-            count,
-            weight.shape[0],
-            *numbers,
-            **constants,
-            D=dim,
-            **config,
-        )
+    launch(
+        kernel,
+        triton.cdiv(count, config["BLOCK_ROWS"]),
+        weight,
+        *states,
+        step,
+        gradient.contiguous(),
+        None if rows is None else rows.contiguous(),
+        *of_device.values(),
+        count,
+        weight.shape[0],
+        *numbers,
+        **constants,
+        D=dim,
+        **config,
+    )
 
 
 def sgd_rows_(
@@ -242,7 +244,8 @@ def sgd_rows_(
     """The op `sgd_rows_triton`."""
     numbers = (lr, momentum, 1 - dampening, weight_decay)
     _launch(
-        sgd_kernel, weight, [momentum_buffer], step, gradient, rows, lr_tensor, grad_scale, found_inf, numbers,
+        sgd_kernel, weight,
+        [momentum_buffer], step, gradient, rows, lr_tensor, grad_scale, found_inf, numbers,
         NESTEROV=nesterov, MAXIMIZE=maximize,
     )  # fmt: skip
 
@@ -268,6 +271,7 @@ def adamw_rows_(
     logs = (math.log(beta) if beta > 0 else -math.inf for beta in (beta1, beta2))
     numbers = (lr, beta1, beta2, 1 - beta1, 1 - beta2, *logs, eps, weight_decay)
     _launch(
-        adamw_kernel, weight, [exp_avg, exp_avg_sq], step, gradient, rows, lr_tensor, grad_scale, found_inf, numbers,
+        adamw_kernel, weight,
+        [exp_avg, exp_avg_sq], step, gradient, rows, lr_tensor, grad_scale, found_inf, numbers,
         MAXIMIZE=maximize,
     )  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .._triton_math import load, root
 from .triton_kernels import _correction, _number, _quotient, _unscale
 
@@ -265,17 +266,18 @@ def _launch(
         if rows == 0:
             continue
         config = configuration(max(dim, 1), point.element_size())
-        with torch.cuda.device_of(point):
-            kernel[(triton.cdiv(rows, config["BLOCK_ROWS"]),)](
-                point,
-                *(tensors[i] if tensors else None for tensors in lists.values()),
-                *of_device.values(),
-                rows,
-                *numbers,
-                **constants,
-                D=dim,
-                **config,
-            )
+        launch(
+            kernel,
+            triton.cdiv(rows, config["BLOCK_ROWS"]),
+            point,
+            *(tensors[i] if tensors else None for tensors in lists.values()),
+            *of_device.values(),
+            rows,
+            *numbers,
+            **constants,
+            D=dim,
+            **config,
+        )
 
 
 def sphere_sgd_(

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .._triton_math import sigmoid
 from .op import _fake_backward
 from .reference import Problem, accumulate_dtype
@@ -225,8 +226,7 @@ def pair_statistics_backward(
     dx, dref = _fake_backward(x, ref, need_x, need_ref)
     if x.numel() == 0 or (ref is not None and ref.numel() == 0) or not (need_x or need_ref):
         return dx.zero_(), dref.zero_()
-    with torch.cuda.device_of(x):
-        _run(problem, row_side, column_side, parameters_of(x, transform, p0, p1), transform, dx, dref)
+    _run(problem, row_side, column_side, parameters_of(x, transform, p0, p1), transform, dx, dref)
     return dx, dref
 
 
@@ -252,7 +252,8 @@ def _run(
         if t.similarity != "dot":  # tiles that are left out have sums of 0
             empty = t.x.new_empty if t.bounds is None else t.x.new_zeros
             sums = (empty(column_tiles, height, dtype=t.dtype), empty(row_tiles, width, dtype=t.dtype))
-        gradient_kernel[(row_tiles * column_tiles,)](
+        launch(
+            gradient_kernel, row_tiles * column_tiles,
             *t.block(i, j, row_tiles, width // c.columns), t.column_bounds, row_side, column_side, parameters, unit, h,
             *sums, height, TRANSFORM=transform, **t.options,
         )  # fmt: skip

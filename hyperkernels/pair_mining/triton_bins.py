@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from . import triton_kernels
 from .reference import Problem
 from .triton_kernels import Tiles
@@ -77,7 +78,9 @@ def bin_kernel(
     GROUP: tl.constexpr,
 ):
     """Owns the bins of a tile of rows within one split of the columns."""
-    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(
+        tl.program_id(0), pairs, n, row_tiles, column_tiles, splits
+    )
     first_row, rows_left = rows
     row = tl.arange(0, pairs.BLOCK_ROWS)
     there = row < rows_left
@@ -181,11 +184,11 @@ def pair_bins(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
     if tiles.n and tiles.m:
         largest = 2 if triton_kernels.architecture() == "sm_100" else _LARGEST_GROUP
         group = min(largest, max(2, triton.next_power_of_2(len(edges) // tiles.n + 1)))
-        with torch.cuda.device_of(tiles.x):
-            bin_kernel[(tiles.row_tiles * splits,)](
-                *tiles.walk(splits), edges.contiguous(), offsets.contiguous(), counts, sums, keys, columns, len(edges),
-                GROUP=group, **tiles.options,
-            )  # fmt: skip
+        launch(
+            bin_kernel, tiles.row_tiles * splits,
+            *tiles.walk(splits), edges.contiguous(), offsets.contiguous(), counts, sums, keys, columns, len(edges),
+            GROUP=group, **tiles.options,
+        )  # fmt: skip
     best, index = merged(keys, columns)
     return counts.sum(0), sums.sum(0), numbers(best, index >= 0), index
 
@@ -209,8 +212,14 @@ def pair_bins_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         c = tiles.config
         row_tiles, column_tiles = triton.cdiv(rows, c.rows), triton.cdiv(columns, c.columns)
-        weight_kernel[(row_tiles * column_tiles,)](
-            *tiles.block(i, j, row_tiles, h.shape[1] // c.columns), *lists, h, len(edges), **tiles.options
+        launch(
+            weight_kernel,
+            row_tiles * column_tiles,
+            *tiles.block(i, j, row_tiles, h.shape[1] // c.columns),
+            *lists,
+            h,
+            len(edges),
+            **tiles.options,
         )
         if p.similarity == "dot":
             return None, None
@@ -218,8 +227,7 @@ def pair_bins_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return block.sum(1)[None], block.sum(0)[None]
 
     if tiles.n and tiles.m and tiles.d and (need_x or need_ref):
-        with torch.cuda.device_of(x):
-            add_up(tiles, tiles.dtype, fill, dx, dref, guarded=True)
+        add_up(tiles, tiles.dtype, fill, dx, dref, guarded=True)
     none = x.new_empty(0)
     if p.ref is None:
         return (dx + dref).to(x.dtype) if need_x else none, none

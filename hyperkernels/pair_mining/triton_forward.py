@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .._triton_math import sigmoid, softplus
 from .op import _side, transposed
 from .reference import Problem, accumulate_dtype
@@ -118,7 +119,9 @@ def forward_kernel(
     TRANSFORM: tl.constexpr,
 ):
     """Owns the partial statistics of a tile of rows over one split of the columns."""
-    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(
+        tl.program_id(0), pairs, n, row_tiles, column_tiles, splits
+    )
     first_row, rows_left = rows
     row = tl.arange(0, pairs.BLOCK_ROWS)
     here = row < rows_left
@@ -311,8 +314,7 @@ def pair_statistics(
     for side in sides:
         _check_side(*side, transform)
     out = _side(x, 0 if ref is None else len(ref), False, moments, extremes, transform)
-    with torch.cuda.device_of(x):
-        both = [_of_rows(*side, moments, extremes, transform, p0, p1) for side in sides]
+    both = [_of_rows(*side, moments, extremes, transform, p0, p1) for side in sides]
     return (*both[0], *(both[1] if columns else out))
 
 
@@ -355,12 +357,14 @@ def _of_rows(
     integers = t.x.new_empty(INTEGERS, splits, t.n, dtype=torch.int64)
     scale, offset = (None if v is None or transform == "none" else v.contiguous() for v in (scale, offset))
     flags = {"MOMENTS": moments, "EXTREMES": extremes, "TRANSFORM": transform}
-    forward_kernel[(t.row_tiles * splits,)](
+    launch(
+        forward_kernel, t.row_tiles * splits,
         *t.walk(splits), scale, offset if transform == "softplus" else None, parameters_of(t.x, transform, p0, p1),
         numbers, integers, **flags, **t.options,
     )  # fmt: skip
     results = [v if v.numel() else None for v in out]
-    merge_kernel[(triton.cdiv(t.n, 128),)](
-        numbers, integers, scale, *results, t.n, splits, **flags, BLOCK=128, num_warps=4
-    )
+    launch(
+        merge_kernel, triton.cdiv(t.n, 128),
+        numbers, integers, scale, *results, t.n, splits, **flags, BLOCK=128, num_warps=4,
+    )  # fmt: skip
     return out

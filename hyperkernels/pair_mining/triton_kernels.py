@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .._gpu import architecture
+from .._triton_launch import launch
 from .reference import Problem, accumulate_dtype
 from .triton_tiles import Pairs, bound_kernel, square_kernel
 
@@ -62,7 +63,8 @@ def _ranges(label: torch.Tensor, block: int) -> torch.Tensor:
 def _bounds(ranges: torch.Tensor, ref_ranges: torch.Tensor, select: str) -> torch.Tensor:
     bounds = torch.empty_like(ranges)
     if len(ranges):
-        bound_kernel[(len(ranges),)](ranges, ref_ranges, bounds, len(ref_ranges), SELECT=select, BLOCK=256, num_warps=4)
+        sizes = {"BLOCK": 256, "num_warps": 4}
+        launch(bound_kernel, len(ranges), ranges, ref_ranges, bounds, len(ref_ranges), SELECT=select, **sizes)
     return bounds
 
 
@@ -70,7 +72,7 @@ def _squares(x: torch.Tensor) -> torch.Tensor:
     squares = x.new_empty(len(x), dtype=accumulate_dtype(x.dtype))
     if len(x):
         block = min(1024, triton.next_power_of_2(x.shape[1]))
-        square_kernel[(len(x),)](x, squares, STRIDE=x.shape[1], BLOCK_D=block, num_warps=1)
+        launch(square_kernel, len(x), x, squares, STRIDE=x.shape[1], BLOCK_D=block, num_warps=1)
     return squares
 
 

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .triton_kernels import Tiles
 from .triton_order import prepared, splits_within
 from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
@@ -30,7 +31,9 @@ def pair_kernel(
     total,
 ):
     """Owns the pairs of a tile of rows within one split of the columns."""
-    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(
+        tl.program_id(0), pairs, n, row_tiles, column_tiles, splits
+    )
     first_row, rows_left = rows
     row = tl.arange(0, pairs.BLOCK_ROWS)
     there = row < rows_left
@@ -65,7 +68,7 @@ def pair_kernel(
 
 
 def _launch(tiles: Tiles, splits: int, *lists: Any, total: int) -> None:
-    pair_kernel[(tiles.row_tiles * splits,)](*tiles.walk(splits), *lists, total, **tiles.options)
+    launch(pair_kernel, tiles.row_tiles * splits, *tiles.walk(splits), *lists, total, **tiles.options)
 
 
 def _counts(tiles: Tiles, splits: int) -> torch.Tensor:
@@ -80,8 +83,7 @@ def pair_count(*args: Any) -> torch.Tensor:
     tiles = prepared(*problem)
     if tiles.n == 0 or tiles.m == 0:
         return tiles.x.new_zeros(tiles.n, dtype=torch.int64)
-    with torch.cuda.device_of(tiles.x):
-        return _counts(tiles, splits_within(tiles, 8 * tiles.n)).sum(0)
+    return _counts(tiles, splits_within(tiles, 8 * tiles.n)).sum(0)
 
 
 def pair_list(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,11 +98,10 @@ def pair_list(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     columns = tiles.x.new_full((total,), -1, dtype=torch.int64)
     values = tiles.x.new_full((total,), torch.nan, dtype=tiles.dtype)
     if total and tiles.n and tiles.m:
-        with torch.cuda.device_of(tiles.x):
-            splits = splits_within(tiles, 8 * tiles.n)
-            before = None
-            if splits > 1:
-                counts = _counts(tiles, splits)
-                before = counts.cumsum(0) - counts
-            _launch(tiles, splits, before, offsets.contiguous(), columns, values, total=total)
+        splits = splits_within(tiles, 8 * tiles.n)
+        before = None
+        if splits > 1:
+            counts = _counts(tiles, splits)
+            before = counts.cumsum(0) - counts
+        _launch(tiles, splits, before, offsets.contiguous(), columns, values, total=total)
     return columns, values

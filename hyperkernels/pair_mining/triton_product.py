@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .triton_kernels import PROGRAMS, Tiles
 
 WORKSPACE = 128 * 2**20
@@ -129,7 +130,8 @@ class Gradient:
     ) -> None:
         """What a block of H gives: rows from `first`, and `inner` rows of the other operand from `first_inner`."""
         t = self.t
-        product_kernel[(self.row_tiles * (t.stride // self.width) * self.splits,)](
+        launch(
+            product_kernel, self.row_tiles * (t.stride // self.width) * self.splits,
             h, t.x if self.transposed else t.ref, t.column_bounds if self.transposed else t.bounds, self.sum,
             self.row_tiles, self.splits, first // self.tile, first_inner, inner, h.shape[1] // t.config.columns,
             int(not self.started), TRANSPOSED=self.transposed, TILE=self.inner_tile, STRIDE=t.stride,

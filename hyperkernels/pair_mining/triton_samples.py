@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .triton_order import best_of, key_dtype, lowest, merged, ordered, prepared, splits_within
 from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
@@ -64,10 +65,11 @@ def draw_kernel(
     GROUP: tl.constexpr,
 ):
     """Owns GROUP draws of a tile of rows within one split of the columns."""
-    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    share = tl.program_id(0) % (row_tiles * splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(share, pairs, n, row_tiles, column_tiles, splits)
     first_row, rows_left = rows
     dtype: tl.constexpr = key_ptr.dtype.element_ty
-    group = tl.program_id(1)
+    group = tl.program_id(0) // (row_tiles * splits)
     p0, p1, inverse = tl.load(parameter_ptr), tl.load(parameter_ptr + 1), tl.load(parameter_ptr + 2)
     row = tl.arange(0, pairs.BLOCK_ROWS)
     place = tl.arange(0, GROUP)[None, :]
@@ -120,8 +122,8 @@ def pair_sample(*args: Any) -> torch.Tensor:
     parameters[0], parameters[1], parameters[2] = p0, p1, 1 / temperature
     largest = _LARGEST_GROUP if tiles.x.dtype.itemsize == 2 else 4
     group = max(4, min(largest, triton.next_power_of_2(draws)))
-    with torch.cuda.device_of(tiles.x):
-        draw_kernel[(tiles.row_tiles * splits, triton.cdiv(draws, group))](
-            *tiles.walk(splits), parameters, keys, columns, draws, seed, WEIGHTS=weights, GROUP=group, **tiles.options
-        )  # fmt: skip
+    launch(
+        draw_kernel, tiles.row_tiles * splits * triton.cdiv(draws, group),
+        *tiles.walk(splits), parameters, keys, columns, draws, seed, WEIGHTS=weights, GROUP=group, **tiles.options
+    )  # fmt: skip
     return merged(keys, columns)[1]

@@ -210,11 +210,11 @@ def may_count(pairs, row_tile, column_tile):
 
 
 @triton.jit
-def share_of_program(pairs, n, row_tiles, column_tiles, splits):
+def share_of_program(program, pairs, n, row_tiles, column_tiles, splits):
     """(tile of rows, split, rows, first and end of its tiles of columns, which rise) of a program. Those that run
     together share a split, and with it ref in the cache."""
-    row_tile = tl.program_id(0) % row_tiles
-    split = tl.program_id(0) // row_tiles
+    row_tile = program % row_tiles
+    split = program // row_tiles
     first = split * 0
     end = column_tiles
     if pairs.bound is not None:

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .triton_kernels import PROGRAMS, Tiles
 from .triton_order import (
     NO_COLUMN,
@@ -55,7 +56,9 @@ def list_kernel(
     LIST: tl.constexpr,  # at least k
 ):
     """Owns the k best pairs of a tile of rows within one split of the columns."""
-    row_tile, split, rows, first_tile, end_tile = share_of_program(pairs, n, row_tiles, column_tiles, splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(
+        tl.program_id(0), pairs, n, row_tiles, column_tiles, splits
+    )
     first_row, rows_left = rows
     dtype: tl.constexpr = key_ptr.dtype.element_ty
     place = tl.arange(0, LIST)[None, :]
@@ -134,7 +137,8 @@ def _short(tiles: Tiles, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     splits = splits_within(tiles, tiles.n * k * (4 + dtype.itemsize), 4 * PROGRAMS)
     keys = tiles.x.new_empty(tiles.n, splits * k, dtype=dtype)
     columns = tiles.x.new_empty(tiles.n, splits * k, dtype=torch.int32)
-    list_kernel[(tiles.row_tiles * splits,)](
+    launch(
+        list_kernel, tiles.row_tiles * splits,
         *tiles.walk(splits), keys, columns, k, LIST=max(4, triton.next_power_of_2(k)), **tiles.options
     )  # fmt: skip
     return _first(keys, columns, k) if splits > 1 else (keys, columns)
@@ -161,7 +165,8 @@ def _long(tiles: Tiles, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         for start in range(0, tiles.column_tiles, column_tiles):
             columns = min(column_tiles, tiles.column_tiles - start)
             keys = workspace[: rows * height * columns * width].view(rows * height, columns * width)
-            key_kernel[(rows * columns,)](*tiles.block(here.start, start * width, rows, columns), keys, **tiles.options)
+            block = tiles.block(here.start, start * width, rows, columns)
+            launch(key_kernel, rows * columns, *block, keys, **tiles.options)
             best = _better(best, keys[: here.stop - here.start], start * width, k, tiles.dtype)
         assert best is not None
         found, at = best
@@ -196,8 +201,7 @@ def pair_top_k(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     indices = tiles.x.new_full((tiles.n, k), -1, dtype=torch.int64)
     reached = min(k, tiles.m)
     if tiles.n and reached:
-        with torch.cuda.device_of(tiles.x):
-            keys, columns = (_short if reached <= _LARGEST_LIST[tiles.x.element_size()] else _long)(tiles, reached)
-            indices[:, :reached] = columns
-            values[:, :reached] = numbers(keys, columns >= 0)
+        keys, columns = (_short if reached <= _LARGEST_LIST[tiles.x.element_size()] else _long)(tiles, reached)
+        indices[:, :reached] = columns
+        values[:, :reached] = numbers(keys, columns >= 0)
     return values, indices

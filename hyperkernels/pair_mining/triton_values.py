@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .._triton_math import load, root
 from .reference import accumulate_dtype
 
@@ -71,8 +72,9 @@ def gather_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Owns BLOCK_D columns of the gradient of one row."""
-    row = tl.program_id(0).to(tl.int64)
-    depth = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    depth = tl.program_id(0) % blocks * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     first, last = tl.load(offsets_ptr + row), tl.load(offsets_ptr + row + 1)
     own = load(own_ptr + row * D + depth, depth < D)
     total = tl.zeros([1, BLOCK_D], weight_ptr.dtype.element_ty)
@@ -123,11 +125,11 @@ def pair_values(
     values = x.new_empty(pairs, dtype=accumulate_dtype(x.dtype))
     if pairs:
         block_pairs, block_d = _blocks(d)
-        with torch.cuda.device_of(x):
-            values_kernel[(triton.cdiv(pairs, block_pairs),)](
-                x, other, rows, columns, values, pairs, len(x), len(other), SIMILARITY=similarity, D=d,
-                BLOCK_PAIRS=block_pairs, BLOCK_D=block_d, num_warps=4,
-            )  # fmt: skip
+        launch(
+            values_kernel, triton.cdiv(pairs, block_pairs),
+            x, other, rows, columns, values, pairs, len(x), len(other), SIMILARITY=similarity, D=d,
+            BLOCK_PAIRS=block_pairs, BLOCK_D=block_d, num_warps=4,
+        )  # fmt: skip
     return values
 
 
@@ -142,11 +144,11 @@ def _gather(
     of, order = torch.sort(of, stable=True)
     offsets = torch.searchsorted(of, torch.arange(rows + 1, device=own.device))
     block_pairs, block_d = _blocks(d)
-    with torch.cuda.device_of(own):
-        gather_kernel[(rows, triton.cdiv(d, block_d))](
-            own, other, offsets, partner[order], weight[order], gradient, len(other), SIMILARITY=name, D=d,
-            BLOCK_PAIRS=block_pairs, BLOCK_D=block_d, num_warps=4,
-        )  # fmt: skip
+    launch(
+        gather_kernel, rows * triton.cdiv(d, block_d),
+        own, other, offsets, partner[order], weight[order], gradient, len(other), SIMILARITY=name, D=d,
+        BLOCK_PAIRS=block_pairs, BLOCK_D=block_d, num_warps=4,
+    )  # fmt: skip
     return gradient
 
 

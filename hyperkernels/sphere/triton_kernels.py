@@ -22,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .._triton_math import load
 from . import triton_points as points
 from . import triton_residual as residuals
@@ -66,11 +67,11 @@ def _launch(
 ) -> None:
     """Run `name`_kernel, or `name`_wide_kernel, over the rows of x."""
     kernel = getattr(module, f"{name}_wide_kernel" if config.wide else f"{name}_kernel")
-    with torch.cuda.device_of(x):
-        kernel[(programs,)](
-            *args, x.shape[0], **kw, D=x.shape[1], BLOCK_ROWS=config.block_rows, BLOCK_D=config.block_d,
-            num_warps=config.warps,
-        )  # fmt: skip
+    launch(
+        kernel, programs,
+        *args, x.shape[0], **kw, D=x.shape[1], BLOCK_ROWS=config.block_rows, BLOCK_D=config.block_d,
+        num_warps=config.warps,
+    )  # fmt: skip
 
 
 def _over_rows(module: Any, name: str, tile: int, x: torch.Tensor, *args: Any, **kw: int) -> None:
@@ -291,9 +292,9 @@ def segment_sum(x: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, offs
     cells = segments * triton.cdiv(dim, config.block_d)
     splits = max(1, min(PROGRAMS // cells, triton.cdiv(x.shape[0], segments * config.block_rows)))
     out = x.new_empty(splits, segments, dim, dtype=accumulate_dtype(x.dtype))
-    with torch.cuda.device_of(x):
-        segment_sum_kernel[(splits * cells,)](
-            x, order.contiguous(), offsets.contiguous(), out, x.stride(0), segments, splits, x.shape[0], D=dim,
-            BLOCK_ROWS=config.block_rows, BLOCK_D=config.block_d, num_warps=config.warps,
-        )  # fmt: skip
+    launch(
+        segment_sum_kernel, splits * cells,
+        x, order.contiguous(), offsets.contiguous(), out, x.stride(0), segments, splits, x.shape[0], D=dim,
+        BLOCK_ROWS=config.block_rows, BLOCK_D=config.block_d, num_warps=config.warps,
+    )  # fmt: skip
     return out[0] if splits == 1 else out.sum(0)

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton_launch import launch
 from .._triton_math import load
 
 
@@ -262,16 +263,17 @@ def _launch(
     rows = x.numel() // dim
     config = configuration(dim, x.element_size())
     kernel = wide if config.wide else narrow
-    with torch.cuda.device_of(x):
-        kernel[(triton.cdiv(rows, config.block_rows),)](
-            *tensors,
-            rows,
-            D=dim,
-            **floor_constants(eps, x.dtype),
-            BLOCK_ROWS=config.block_rows,
-            BLOCK_D=config.block_d,
-            num_warps=config.warps,
-        )
+    launch(
+        kernel,
+        triton.cdiv(rows, config.block_rows),
+        *tensors,
+        rows,
+        D=dim,
+        **floor_constants(eps, x.dtype),
+        BLOCK_ROWS=config.block_rows,
+        BLOCK_D=config.block_d,
+        num_warps=config.warps,
+    )
 
 
 def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
