@@ -42,7 +42,7 @@ def unit_norm_resources(target: str, dtype: torch.dtype, dim: int) -> list[aot.R
 
 
 @needs_triton
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", aot.TARGETS)
 @pytest.mark.parametrize("dtype", TYPES, ids=TYPES.get)
 def test_unit_norm_in_triton(target, dtype):
     # float16 and float64 differ from their neighbours in a conversion and in width: the full table is for sm_90.
@@ -52,7 +52,7 @@ def test_unit_norm_in_triton(target, dtype):
             report = aot.table([resources])
             print(report)
             assert resources.stack == 0, report
-            assert resources.shared <= (64 * 1024 if target.startswith("gfx") else aot.SHARED_LIMIT), report
+            assert resources.shared <= aot.SHARED[target], report
             if dim <= 1024 and not target.startswith("gfx"):
                 assert resources.shared == 0, f"a row up to 1024 elements belongs to one warp: {report}"
             if dim % 16 == 0 and not target.startswith("gfx"):
@@ -65,10 +65,13 @@ def test_unit_norm_in_triton(target, dtype):
 
 @needs_triton
 @needs_nvcc
-def test_unit_norm_in_cuda():
-    found = aot.compile_cuda(ROOT / "csrc/unit_norm/cuda.cu", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize(
+    "targets", [("sm_80", "sm_90", "sm_100"), pytest.param(("sm_120",), marks=pytest.mark.slow)], ids=" ".join
+)
+def test_unit_norm_in_cuda(targets):
+    found = aot.compile_cuda(ROOT / "csrc/unit_norm/cuda.cu", targets)
     print(aot.table(found))
-    assert len(found) == 3 * 120
+    assert len(found) == len(targets) * 120
     for resources in found:
         assert resources.stack == 0, aot.table([resources])
         # Tensors that are not aligned alike go element by element, through the kernels for wide rows.
@@ -78,7 +81,6 @@ def test_unit_norm_in_cuda():
 
 
 NAMES = TYPES | {torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
-SHARED = {"gfx942": 64 * 1024, "sm_80": 163 * 1024}
 
 
 def _type_of(value):
@@ -144,7 +146,7 @@ def margin_softmax_launches(
 
     noted = []
     with monkeypatch.context() as patch:
-        patch.setattr(family, "architecture", lambda: "gfx" if target.startswith("gfx") else target)
+        patch.setattr(family, "architecture", aot.architecture(target))
         for name in [name for name in vars(family) if name.endswith("_kernel")]:
             patch.setattr(family, name, Recorder(getattr(family, name), noted))
         problem = (
@@ -184,8 +186,8 @@ def margin_softmax_check(monkeypatch, target, dtype, only=TILED, **problem):
         )
         report = aot.table([found._replace(kernel=f"{blocks} blocks  {name} {where}")])
         print(report)
-        assert found.stack == 0, report
-        assert found.shared <= SHARED.get(target, aot.SHARED_LIMIT), report
+        assert found.stack <= aot.SPILLED[target], report
+        assert found.shared <= aot.SHARED[target], report
         rows = constants["BLOCK_CLASSES" if name == "weight" else "BLOCK_ROWS"]
         if target == "sm_90" and dtype.itemsize == 2 and name in TILED:
             assert rows < 64 or "wgmma.mma_async" in found.text, report
@@ -198,7 +200,7 @@ HEADS = [(kind, per_class) for kind in ("quadratic", "gaussian", "angle", "sface
 
 
 @needs_triton
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", aot.TARGETS)
 def test_margin_softmax_in_triton(target, monkeypatch):
     """The plain head in every dtype, skipping tiles, with three sub-centres, at few rows and at other widths."""
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
@@ -208,7 +210,12 @@ def test_margin_softmax_in_triton(target, monkeypatch):
 
 
 @needs_triton
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_the_largest_tiles_of_margin_softmax_on_sm_120(monkeypatch):
+    margin_softmax_check(monkeypatch, "sm_120", torch.bfloat16, ("forward", "gradient"))
+
+
+@needs_triton
+@pytest.mark.parametrize("target", aot.TARGETS)
 def test_sampled_classes_of_margin_softmax_in_triton(target, monkeypatch):
     """The kernels that read the weight by index, at the same tiles."""
     for problem in ({}, {"skip": True}, {"sub_centers": 3}, {"kind": "quadratic", "per_class": True}):

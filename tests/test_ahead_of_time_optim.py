@@ -47,7 +47,7 @@ def check(family, kernel, target, dtype, dim, given):
     return found
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", aot.TARGETS)
 @pytest.mark.parametrize("dtype", TYPES, ids=TYPES.get)
 def test_optim_in_triton(target, dtype):
     from hyperkernels.optim import triton_kernels as family

@@ -7,7 +7,7 @@ import importlib.util
 import aot
 import pytest
 import torch
-from test_ahead_of_time import SHARED, TYPES, Recorder
+from test_ahead_of_time import TYPES, Recorder
 
 from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
 
@@ -33,7 +33,7 @@ def launches(monkeypatch, target, dtype, n=65536, m=65536, d=512, k=10, draws=4,
             for kernel in [v for v in vars(module) if v.endswith("_kernel")]:
                 patch.setattr(module, kernel, Recorder(getattr(module, kernel), noted))
         kernels = importlib.import_module("hyperkernels.pair_mining.triton_kernels")
-        patch.setattr(kernels, "architecture", lambda: "gfx" if target.startswith("gfx") else target)
+        patch.setattr(kernels, "architecture", aot.architecture(target))
         m = n if own else m
         label, id = torch.int64 if bits else torch.int32, torch.int32
         problem = Problem(
@@ -76,8 +76,8 @@ def check(monkeypatch, target, dtype, **problem):
             [found._replace(kernel=f"{blocks} blocks  {name} {TYPES[dtype]} {problem} {tile} {options}")]
         )
         print(report)
-        assert found.stack == 0, report
-        assert found.shared <= SHARED.get(target, aot.SHARED_LIMIT), report
+        assert found.stack <= aot.SPILLED[target], report
+        assert found.shared <= aot.SHARED[target], report
         if target == "sm_90" and dtype.itemsize == 2 and name in PRODUCTS:
             assert "wgmma.mma_async" in found.text, report
             assert "cp.async" in found.text, report
@@ -91,7 +91,13 @@ def test_every_kernel(monkeypatch):
 
 @pytest.mark.parametrize(
     ("target", "dtype"),
-    [("sm_80", torch.bfloat16), ("sm_100", torch.float16), ("gfx942", torch.bfloat16), ("sm_90", torch.float32)],
+    [
+        ("sm_80", torch.bfloat16),
+        ("sm_100", torch.float16),
+        ("gfx942", torch.bfloat16),
+        ("sm_90", torch.float32),
+        pytest.param("sm_120", torch.bfloat16, marks=pytest.mark.slow),
+    ],
     ids=lambda v: TYPES.get(v, v),
 )
 def test_other_targets(target, dtype, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import aot
 import pytest
 import torch
-from test_ahead_of_time import SHARED, TYPES, Recorder, needs_triton
+from test_ahead_of_time import TYPES, Recorder, needs_triton
 
 STATISTICS = {  # moments, extremes, transform
     "extremes": (False, True, "none"),
@@ -41,7 +41,7 @@ def launches(
     of_columns = (columns, *ref_bounds, ref_scale, None) if columns else (False, None, None, None, None)
     noted = []
     with monkeypatch.context() as patch:
-        patch.setattr(triton_kernels, "architecture", lambda: "gfx" if target.startswith("gfx") else target)
+        patch.setattr(triton_kernels, "architecture", aot.architecture(target))
         for module in (triton_kernels, triton_forward, triton_backward, triton_product):
             for name in [name for name in vars(module) if name.endswith("_kernel")]:
                 patch.setattr(module, name, Recorder(getattr(module, name), noted))
@@ -82,8 +82,8 @@ def check(monkeypatch, target, dtype, only=(), **problem):
         tile = " ".join(f"{key[6:].lower()} {value}" for key, value in named.items() if key.startswith("BLOCK"))
         report = aot.table([found._replace(kernel=f"{name} {TYPES[dtype]} {problem} {tile} {options}")])
         print(report)
-        assert found.stack == 0, report
-        assert found.shared <= SHARED.get(target, aot.SHARED_LIMIT), report
+        assert found.stack <= aot.SPILLED[target], report
+        assert found.shared <= aot.SHARED[target], report
         if target == "sm_90" and dtype.itemsize == 2 and name in ("forward", "gradient", "product"):
             assert named["BLOCK_ROWS"] < 64 or "wgmma.mma_async" in found.text, report
             assert problem.get("d", 512) < 128 or "cp.async" in found.text, report
@@ -91,18 +91,20 @@ def check(monkeypatch, target, dtype, only=(), **problem):
 
 
 HEAVY = {"similarity": "euclidean", "window": True, "ids": True, "labels": torch.int64}
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
 @needs_triton
-@pytest.mark.parametrize(
-    ("target", "dtype"),
-    [(target, dtype) for dtype in (torch.bfloat16, torch.float32) for target in TARGETS] + [("sm_90", torch.float64)],
-    ids=lambda v: TYPES.get(v, v),
-)
+@pytest.mark.parametrize("target", aot.TARGETS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=TYPES.get)
 def test_every_target(target, dtype, monkeypatch):
     check(monkeypatch, target, dtype, asked="both", similarity="euclidean")
     check(monkeypatch, target, dtype, asked="linear", similarity="euclidean", backward=True)
+
+
+@needs_triton
+def test_float64(monkeypatch):
+    check(monkeypatch, "sm_90", torch.float64, asked="both", similarity="euclidean")
+    check(monkeypatch, "sm_90", torch.float64, asked="linear", similarity="euclidean", backward=True)
 
 
 @needs_triton

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 # What has one kind of element and what has the accumulator's.
 ROWS = [f"{name}_ptr" for name in ("grad", "x", "y", "v", "h", "block", "out", "dx", "dy", "dv", "dh", "dblock")]
 NUMBERS = [f"{name}_ptr" for name in ("t", "dt", "alpha", "dalpha", "scale", "dscale")]
@@ -49,7 +48,7 @@ def check(*found):
         report = aot.table([r])
         print(report)
         assert r.stack == 0, report
-        assert r.shared <= (64 * 1024 if r.target.startswith("gfx") else aot.SHARED_LIMIT), report
+        assert r.shared <= aot.SHARED[r.target], report
 
 
 SMALL = [
@@ -65,7 +64,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", aot.TARGETS)
 def test_rows_of_512(target):
     for name, kind in SMALL:
         found = resources(target, name, torch.bfloat16, 512, kind)

@@ -78,7 +78,7 @@ class Problem:
         self.tiles = triton.cdiv(self.classes, block)
         self.indices = (ignore_index, absent_index)
         burden = (sub_centers > 1 or negatives != "cosine") + (class_scale is not None or bias is not None)
-        config = configuration(x.dtype, self.d, self.rows, block, burden, architecture())
+        config = configuration(x.dtype, self.d, self.rows, block, burden, architecture(x.device))
         if self.index is not None and x.dtype == torch.float64:  # more rows spill, on sm_100
             config = config._replace(cosines=config.cosines._replace(rows=16))
         self.config = config

@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
-from . import triton_kernels
 from .reference import Problem
 from .triton_kernels import Tiles
 from .triton_order import (
@@ -182,7 +181,7 @@ def pair_bins(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
     keys = tiles.x.new_full((splits, bins), torch.iinfo(dtype).min, dtype=dtype)
     columns = tiles.x.new_full((splits, bins), -1, dtype=torch.int32)
     if tiles.n and tiles.m:
-        largest = 2 if triton_kernels.architecture() == "sm_100" else _LARGEST_GROUP
+        largest = 2 if tiles.arch == "sm_100" else _LARGEST_GROUP
         group = min(largest, max(2, triton.next_power_of_2(len(edges) // tiles.n + 1)))
         launch(
             bin_kernel, tiles.row_tiles * splits,

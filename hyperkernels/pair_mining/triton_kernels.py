@@ -118,7 +118,8 @@ class Tiles:
         self.n, self.d = p.x.shape
         self.m = self.n if p.ref is None else len(p.ref)
         self.dtype = accumulate_dtype(p.x.dtype)
-        self.config = configuration(p.x.dtype, self.d, self.n, burden, architecture())
+        self.arch = architecture(p.x.device)
+        self.config = configuration(p.x.dtype, self.d, self.n, burden, self.arch)
         self.row_tiles = triton.cdiv(self.n, self.config.rows)
         self.column_tiles = triton.cdiv(self.m, self.config.columns)
         self.stride = max(1, triton.cdiv(self.d, self.config.depth)) * self.config.depth
