@@ -8,10 +8,10 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import FrameType, ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.autograd import forward_ad
@@ -78,6 +78,16 @@ def _load_extension() -> tuple[ModuleType | None, str | None]:
 EXTENSION, EXTENSION_OBSTACLE = _load_extension()
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _untraced(function: Function) -> Function:
+    """Mark a fact of the machine: a compiler calls the function and traces nothing. The mark is the one that
+    torch.compiler.assume_constant_result makes, which would import the whole compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 @cache
 def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
@@ -105,6 +115,7 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@_untraced
 def _unavailable(family: str, name: str, device_type: str) -> str | None:
     """Why backend `name` cannot run `family` on that device; None when it can."""
     if name == "reference":
@@ -166,17 +177,13 @@ def _warn_once(family: str, device_type: str, reason: str) -> None:
     )
 
 
+@_untraced
 def _default_backend(family: str, device_type: str) -> str:
     """The device's own backend, with one warning per process where that is the reference for want of kernels."""
     choice = _default(family, device_type)
     if choice.backend == "reference" and device_type in ("cpu", "cuda"):
         _warn_once(family, device_type, choice.reason)
     return choice.backend
-
-
-# Facts of the machine: a compiler calls the function once and traces nothing. The mark is the one that
-# torch.compiler.assume_constant_result makes, which would import the whole compiler.
-_default_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def select(family: str, device: torch.device) -> str:

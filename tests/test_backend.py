@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 
+import forced_compile_cases
 import pytest
 import torch
 from support import ROOT
@@ -83,6 +84,11 @@ def test_a_forced_misfit_is_refused():
     wanted = "must be one of reference, cpp, triton, cuda; got 'numba'"
     with pytest.raises(ValueError, match=wanted), hk.backend("numba"):
         pass
+
+
+@pytest.mark.parametrize("forced_by", ["block", "environment"])
+def test_a_forced_backend_compiles(forced_by, monkeypatch):
+    forced_compile_cases.check("unit_norm", "cpp", forced_by, monkeypatch)
 
 
 def test_the_environment_forces_too():
