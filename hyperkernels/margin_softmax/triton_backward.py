@@ -19,7 +19,7 @@ from .triton_rows import IGNORED, _class_offsets, _inverse, _inverse_norms
 from .triton_transforms import _transform
 
 
-@triton.jit(do_not_specialize=["rows", "row_tiles", "chunk", "classes", "first_tile", "all_tiles"])
+@triton.jit(do_not_specialize=["row_tiles", "chunk", "classes", "first_tile", "all_tiles"])
 def gradient_kernel(
     x_ptr,  # the copy: [padded rows, STRIDE]
     w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
@@ -43,7 +43,6 @@ def gradient_kernel(
     radial_ptr,  # [row tiles, SUB_CENTERS, chunk] or None
     d_class_scale_ptr,  # [row tiles, chunk] or None
     d_bias_ptr,  # [row tiles, chunk] or None
-    rows,
     row_tiles,
     chunk,
     classes,
@@ -76,7 +75,6 @@ def gradient_kernel(
     first_class = first_tile.to(tl.int64) * TILE + first
     left = tl.minimum(classes - first_class, BLOCK_CLASSES).to(tl.int32)
     row = first_row + tl.arange(0, BLOCK_ROWS)
-    there = row < rows
     multiplier = tl.load(multiplier_ptr + row)
     cos, center = _cosines(
         x_ptr, w_ptr, index_ptr, multiplier, w_norm_ptr, first_row, first_class, left, SUB_CENTERS, EPS,
@@ -90,10 +88,10 @@ def gradient_kernel(
     if not EVEN:
         hidden = hidden | (column >= left)
     active = own != IGNORED
-    scale = tl.load(scale_ptr + row, mask=there, other=1.0)[:, None]
+    scale = tl.load(scale_ptr + row, mask=active, other=1.0)[:, None]
     class_scale = _per_class(class_scale_ptr, first_class, left, 1.0, cos.dtype, BLOCK_CLASSES)
     bias = _per_class(bias_ptr, first_class, left, 0.0, cos.dtype, BLOCK_CLASSES)
-    value, slope, bias_slope = _transform(KIND, cos, transform_ptr, row, there, scale, bias)
+    value, slope, bias_slope = _transform(KIND, cos, transform_ptr, row, active, scale, bias)
     d_neg_sum = tl.load(d_neg_sum_ptr + row, mask=active, other=0.0)[:, None]
     d_target_cos = tl.load(d_target_cos_ptr + row, mask=active, other=0.0)[:, None]
     d_value = d_neg_sum
@@ -101,8 +99,8 @@ def gradient_kernel(
         level = value * class_scale
         if bias_ptr is not None:
             level += bias * _inverse(scale)
-        top = tl.load(top_ptr + row, mask=there, other=0.0)[:, None]
-        log_sum = tl.load(log_sum_ptr + row, mask=there, other=0.0)[:, None]
+        top = tl.load(top_ptr + row, mask=active, other=0.0)[:, None]
+        log_sum = tl.load(log_sum_ptr + row, mask=active, other=0.0)[:, None]
         d_neg_lse = tl.load(d_neg_lse_ptr + row, mask=active, other=0.0)[:, None]
         # The level is computed again and may pass top by a rounding: a share is at most 1, and NaN stays NaN.
         power = (level - top) * (scale * LOG2_E) - log_sum * LOG2_E
@@ -120,7 +118,7 @@ def gradient_kernel(
         gradient = tl.where(hidden, 0.0, gradient)
     gradient = tl.where(is_own, d_target_cos, gradient)
     if SUB_CENTERS > 1:
-        target_center = tl.load(target_center_ptr + row, mask=there, other=0).to(tl.int8)[:, None]
+        target_center = tl.load(target_center_ptr + row, mask=active, other=0).to(tl.int8)[:, None]
         center = tl.where(is_own, target_center, center)
     # What lies along a centre is taken from H as it is rounded, in units of H: none of it is left in dw.
     row_unit = multiplier

@@ -6,6 +6,8 @@ sums and the gradient of the cosines stay within `WORKSPACE` bytes each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 
@@ -118,33 +120,17 @@ class Problem:
         return norms
 
     def prepare_rows(
-        self, w_norm: torch.Tensor, outputs: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+        self, w_norm: torch.Tensor, outputs: Sequence[torch.Tensor] = (), incoming: Sequence[torch.Tensor] = ()
     ) -> None:
-        """The copy of x, its multipliers and own classes; the forward's three outputs where they are given."""
+        """The copy of x, its multipliers and own classes; in the forward its three outputs, in the backward as if the
+        rows that the four incoming gradients leave out were ignored."""
         block_d = min(1024, triton.next_power_of_2(self.stride))
         launch(
-            row_kernel,
-            self.padded // 4,
-            self.x,
-            self.weight,
-            self.index,
-            w_norm,
-            self.target,
-            self.copy,
-            self.multiplier,
-            self.own,
-            *outputs,
-            self.rows,
-            self.classes,
-            *self.indices,
-            **self.centers,
-            **self.normalize_x,
-            **self.normalize_weight,
-            **self.shape,
-            BLOCK_ROWS=4,
-            BLOCK_D=block_d,
-            num_warps=4,
-        )
+            row_kernel, self.padded // 4,
+            self.x, self.weight, self.index, w_norm, self.target, *(incoming or [None] * 4), self.copy, self.multiplier,
+            self.own, *(outputs or [None] * 3), self.rows, self.classes, *self.indices, **self.centers,
+            **self.normalize_x, **self.normalize_weight, **self.shape, BLOCK_ROWS=4, BLOCK_D=block_d, num_warps=4,
+        )  # fmt: skip
 
     def constants(self, tile: Tile) -> dict[str, object]:
         """Those of a tile of cosines."""
@@ -331,8 +317,9 @@ def class_statistics_backward(
     if p.rows == 0:
         return (dx, dweight.zero_(), *(t.zero_() for t in per_class))
     incoming = [t.contiguous() for t in (d_neg_lse, d_target_cos, d_neg_cos_sum)]
+    d_x_norm = d_x_norm.contiguous()
     rows_saved = [t.contiguous() for t in (target_center, top, log_sum)]
-    p.prepare_rows(w_norm, (None, None, None))
+    p.prepare_rows(w_norm, incoming=[*incoming, d_x_norm])
     unit = _unit(p, incoming, w_norm) if x.dtype == torch.float16 else None
     plan = _skipped(p, skip) if skip.numel() and not p.kind["SUMMED"] else None
     chunks = p.chunks(p.padded * block * sub_centers * x.dtype.itemsize)
@@ -359,7 +346,7 @@ def class_statistics_backward(
         launch(
             gradient_kernel, row_tiles * (chunk // p.config.gradient.columns),
             p.copy, p.weight, p.index, p.multiplier, w_norm, p.own, *p.heads, *rows_saved, *incoming, unit, plan, h,
-            *(t if t.numel() else None for t in sums), p.rows, row_tiles, chunk, p.classes, first, p.tiles,
+            *(t if t.numel() else None for t in sums), row_tiles, chunk, p.classes, first, p.tiles,
             SKIP_ROWS=SKIP_ROWS, TILE=block, **p.constants(p.config.gradient),
         )  # fmt: skip
         radial, *of_classes = sums
@@ -391,7 +378,7 @@ def class_statistics_backward(
     if need_x:
         launch(
             finish_kernel, p.padded // 4,
-            total.sum(0), p.copy, p.multiplier, p.own, x_norm.contiguous(), d_x_norm.contiguous(), unit, dx,
+            total.sum(0), p.copy, p.multiplier, p.own, x_norm.contiguous(), d_x_norm, unit, dx,
             p.rows, **p.eps, **p.normalize_x, **p.shape, BLOCK_ROWS=4,
             BLOCK_D=min(1024, triton.next_power_of_2(p.stride)), num_warps=4,
         )  # fmt: skip

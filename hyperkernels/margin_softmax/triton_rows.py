@@ -84,6 +84,10 @@ def row_kernel(
     index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
     w_norm_ptr,  # [classes * SUB_CENTERS]
     target_ptr,  # [rows]
+    d_neg_lse_ptr,  # [rows], or None, as the three below
+    d_target_cos_ptr,  # [rows]
+    d_neg_sum_ptr,  # [rows]
+    d_x_norm_ptr,  # [rows]
     copy_ptr,  # [padded rows, STRIDE]
     multiplier_ptr,  # [padded rows]
     own_ptr,  # [padded rows]
@@ -108,6 +112,12 @@ def row_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     target = tl.load(target_ptr + row, mask=row < rows, other=0)
     active = (row < rows) & (target != ignore_index)
+    if d_neg_lse_ptr is not None:
+        # Nothing reaches a row into which nothing flows, nor anyone through it, whatever it holds.
+        flows = tl.load(d_neg_lse_ptr + row, mask=active, other=0.0) != 0
+        flows = flows | (tl.load(d_target_cos_ptr + row, mask=active, other=0.0) != 0)
+        flows = flows | (tl.load(d_neg_sum_ptr + row, mask=active, other=0.0) != 0)
+        active = flows | (tl.load(d_x_norm_ptr + row, mask=active, other=0.0) != 0)
     here = active & (target != absent_index)
     inside = here & (target >= 0) & (target < classes)
     own = tl.where(inside, target, tl.where(here, OUTSIDE, tl.where(active, ABSENT, IGNORED)))

@@ -1,0 +1,43 @@
+"""Rows that no gradient reaches, in the Triton kernels of the class softmax."""
+
+import pytest
+import torch
+from test_margin_softmax_triton import IGNORED, Problem, check, pytestmark  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "sub_centers"),
+    [
+        ("cosine", torch.float32, 2),
+        ("quadratic", torch.float64, 1),
+        ("sphereface2", torch.float32, 1),
+        ("cosine", torch.float16, 1),
+    ],
+)
+def test_a_row_into_which_nothing_flows_contributes_nothing(kind, dtype, sub_centers):
+    """Whatever it holds; the other gradients are those of a problem in which it is ignored, bit by bit."""
+    problem = Problem(9, 50, 20, dtype, kind, per_class=dtype != torch.float16, sub_centers=sub_centers)
+    leaves = [t for t in (problem.x, problem.weight, problem.class_scale, problem.bias) if t is not None]
+    left_out = [4, 6, 8]
+    for incoming in problem.incoming:
+        incoming[left_out] = 0
+    kept = problem.target.clone()
+    problem.target[left_out] = IGNORED
+    expected = problem.gradients(problem.kernels(), leaves)
+    problem.target = kept
+    with torch.no_grad():
+        problem.x[4], problem.x[6, 0], problem.scale[8] = torch.nan, torch.inf, torch.nan
+        if problem.transform is not None:
+            problem.transform[8] = torch.nan
+    gradients = problem.gradients(problem.kernels(), leaves)
+    assert (gradients[0][left_out] == 0).all()
+    for mine, right in zip(gradients, expected, strict=True):
+        assert right.abs().sum() > 0
+        assert torch.equal(mine, right)
+
+
+def test_a_row_that_only_its_length_reaches():
+    problem = Problem(5, 40, 12, special=False)
+    for statistic in (0, 1, 3):
+        problem.incoming[statistic][2] = 0
+    check(problem)
