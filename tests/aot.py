@@ -71,6 +71,15 @@ def _cuobjdump() -> str:
     return str(bundled) if bundled.exists() else shutil.which("cuobjdump") or "cuobjdump"
 
 
+def usage(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread and its stack in bytes, of the one kernel in a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = _run(_cuobjdump(), "-res-usage", file.name)
+    return _field(r"REG:(\d+)", said), _field(r"STACK:(\d+)", said)
+
+
 def _leaves(path: tuple[int, ...], kind: Any, value: Any) -> Iterator[tuple[tuple[int, ...], str, Any]]:
     """(path, Triton type, value) of an argument, or of everything in a tuple."""
     if not isinstance(kind, tuple):
@@ -137,11 +146,7 @@ def compile_triton(
     else:
         compiled = triton.compile(source, target=GPUTarget("cuda", int(target[3:]), 32), options=options)
         text = compiled.asm["ptx"]
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            usage = _run(_cuobjdump(), "-res-usage", file.name)
-        registers, stack = _field(r"REG:(\d+)", usage), _field(r"STACK:(\d+)", usage)
+        registers, stack = usage(compiled.asm["cubin"])
     _note(
         f"{kernel.__module__.removeprefix('hyperkernels.').split('.')[0]}.{kernel.__name__.removesuffix('_kernel')}",
         target,

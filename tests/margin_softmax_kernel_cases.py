@@ -112,7 +112,8 @@ def gradients_of(case: Case, statistics, leaves) -> list[torch.Tensor]:
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
 
 
-def _call(case: Case, function) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def run(case: Case, function) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The nine statistics and the gradients of `leaves()` by a function with the op's first arguments."""
     tensors = [case.x, case.weight, case.scale, case.class_scale, case.bias]
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     if case.negatives.kind in SUMS:  # their scale is a constant of the kernels
@@ -128,11 +129,11 @@ def by_kernel(case: Case, block=7, kept=1, skip_budget=0.0, skip_report=None):
     """The nine statistics and the gradients of `leaves()`, by the C++ kernels with tiles of `block` classes."""
     blocks = -(-op.count_classes(case.weight, case.classes, case.options.sub_centers) // block)
     rest = (block, min(kept, blocks), skip_budget, skip_report)
-    return _call(case, lambda *problem: torch.ops.hyperkernels.class_statistics(*problem, *rest))
+    return run(case, lambda *problem: torch.ops.hyperkernels.class_statistics(*problem, *rest))
 
 
 def by_reference(case: Case):
-    return _call(case, reference.class_statistics)
+    return run(case, reference.class_statistics)
 
 
 def kernel_backward(case: Case, block, kept, skip, wrong=None):
