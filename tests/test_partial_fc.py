@@ -1,8 +1,6 @@
 """A head whose classes are sharded gives the numbers of one process, and its checkpoints come back on any number."""
 
 import copy
-import os
-import time
 from functools import partial
 
 import partial_fc_cases as cases
@@ -94,18 +92,6 @@ def test_samples_are_uniform():
     counts = counts[[i for i in range(50) if i not in (3, 7)]]
     expected = 1000 * 8 / 48
     assert ((counts - expected) ** 2 / expected).sum() < 90  # chi-squared of 47 degrees, p about 1e-4
-
-
-def test_latest(tmp_path):
-    """A folder without its metadata was not finished."""
-    assert hk.distributed.latest(tmp_path) is None
-    for number in (2, 1, 3):
-        path = tmp_path / f"step-{number}"
-        path.mkdir()
-        if number != 3:
-            (path / ".metadata").touch()
-            os.utime(path / ".metadata", (time.time() + 10 - number,) * 2)
-    assert hk.distributed.latest(tmp_path) == tmp_path / "step-1"
 
 
 @pytest.mark.parametrize("sample_rate", [1.0, 0.3])

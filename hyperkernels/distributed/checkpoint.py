@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,11 +178,16 @@ def _rows_here(head: PartialFC, value: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _dcp() -> Iterator[Any]:
-    import torch.distributed.checkpoint  # not with the package: it takes a while
+    import torch.distributed.checkpoint as dcp  # not with the package: it takes a while
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")  # one process will do
-        yield torch.distributed.checkpoint
+        try:
+            yield dcp
+        except dcp.api.CheckpointException as error:
+            # No Exception, it passes by those who catch what goes wrong; what it holds is the same on all ranks.
+            first: BaseException = error.failures[min(error.failures)][0]
+            raise first from error
 
 
 def _numbered(optimizer: Optimizers) -> dict[str, torch.optim.Optimizer]:
@@ -220,16 +226,22 @@ def save(
 
     Raises:
         FileExistsError: there is a complete checkpoint already, which a killed run would leave half overwritten.
+        TypeError: ``extra``, or an entry of the optimiser or of the module's state, is not of the kinds above; the
+            message names it. Nothing has been written then.
+        OSError: the disk is full, or what else the system has against it.
+        RuntimeError: another run is writing into the folder.
     """
-    if Path(path, ".metadata").exists():
-        raise FileExistsError(f"{os.fspath(path)} holds a checkpoint already")
+    from . import checkpoint_writing as writing
+
     state = state_dict(module, optimizer)
     if extra is not None:
+        writing.check_plain("extra", extra)
         buffer = io.BytesIO()
         torch.save(extra, buffer)
         state["extra"] = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-    with _dcp() as dcp:
-        dcp.save(state, checkpoint_id=os.fspath(path), process_group=process_group)
+    writer = writing.Writer(path)
+    with writer.held, _dcp() as dcp:
+        dcp.save(state, storage_writer=writer, planner=writing.Planner(), process_group=process_group)
 
 
 def load(
@@ -240,34 +252,64 @@ def load(
 ) -> dict[str, Any] | None:
     """Read a checkpoint of ``save`` into the module and the optimiser, on any number of ranks; return its ``extra``.
 
-    Every rank reads the rows that it holds and no more. All ranks call it.
+    Every rank reads the rows that it holds and no more. All ranks call it. The checkpoint need not be trusted: of what
+    is in its files nothing is run, and no other file is read.
+
+    Raises:
+        FileNotFoundError: there is no complete checkpoint in the folder.
+        ValueError: the files are no checkpoint, are cut off, name files outside the folder, hold other things than
+            ``save`` takes, or say that they hold more than they do.
     """
+    from . import checkpoint_reading as reading
+
     model = _Model(module)
-    with _dcp() as dcp:
-        reader = dcp.FileSystemReader(os.fspath(path))
+    reader = reading.Reader(os.fspath(path))
     metadata = reader.read_metadata()
     state: dict[str, Any] = {"model": model.state_dict()}
     stored: Any = metadata.state_dict_metadata.get("extra")
     if stored is not None:
-        state["extra"] = torch.empty(stored.size, dtype=torch.uint8)
+        state["extra"] = torch.empty(stored.size, dtype=torch.uint8)  # of the size that its file has
     optimizers = _numbered(optimizer)
     state["optimizer"] = {number: model.optimizer_template(one, number, metadata) for number, one in optimizers.items()}
     with _dcp() as dcp:
-        dcp.load(state, storage_reader=reader, process_group=process_group)
+        dcp.load(state, storage_reader=reader, planner=reading.Planner(), process_group=process_group)
     model.load_state_dict(state["model"])
     for number, one in optimizers.items():
         model.load_optimizer_state_dict(one, state["optimizer"][number])
     if stored is None:
         return None
-    return torch.load(io.BytesIO(state["extra"].numpy().tobytes()), weights_only=True)
+    return reading.load_plain(io.BytesIO(state["extra"].numpy().tobytes()), f"extra of {os.fspath(path)}")
+
+
+def _age(folders: list[Path]) -> Callable[[Path], int]:
+    """What the checkpoints are ordered by: the number at the end of names that differ in it alone, such as ``step-12``,
+    else the time of writing."""
+    names = {folder: re.fullmatch(r"(.*?)(\d+)", folder.name) for folder in folders}
+    if len({name and name[1] for name in names.values()}) == 1 and all(names.values()):
+        return lambda folder: int(folder.name[len(names[folder][1]) :])  # type: ignore[index]
+    return lambda folder: (folder / ".metadata").lstat().st_mtime_ns
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:
-    """The complete checkpoint in ``folder`` that was written last, None where there is none: a run that was killed
-    while it saved goes on from the one before."""
+    """The last complete checkpoint in ``folder``, None where there is none: a run that was killed while it saved goes
+    on from the one before.
+
+    Of checkpoints whose names differ in a number at the end alone (``step-9``, ``step-10``) that of the highest number
+    is the last, of others that which was written last. One whose files are missing or cut off is not complete.
+    """
+    from . import checkpoint_metadata as metadata
+
     # torch.distributed.checkpoint puts its metadata in place when everything else is there.
-    complete = [path for path in Path(folder).glob("*/.metadata") if path.is_file()]
-    return max(complete, key=lambda path: path.stat().st_mtime_ns).parent if complete else None
+    found = [path.parent for path in Path(folder).glob("*/.metadata")]
+    for path in sorted(found, key=_age(found), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            metadata.read(path)
+            return path
+    return None
+
+
+def _entry(found: Any, name: str, otherwise: Any = None) -> Any:
+    return found.get(name, otherwise) if isinstance(found, dict) else None
 
 
 @torch.no_grad()
@@ -281,14 +323,19 @@ def load_insightface(head: PartialFC, paths: Sequence[str | os.PathLike[str]]) -
             ``checkpoint_gpu_{rank}.pt``, which has it in ``state_dict_softmax_fc``.
 
     Raises:
-        ValueError: the files do not have the classes or the embedding size of the head.
+        TypeError: a weight is no floating-point tensor.
+        ValueError: a file is none of theirs, or they do not have the classes or the embedding size of the head.
     """
+    from .checkpoint_reading import load_plain
+
     weights = []
     for path in paths:
         # Only what is read of a mapped file comes into memory.
-        found = torch.load(os.fspath(path), map_location="cpu", mmap=True, weights_only=True)
-        weight = found.get("state_dict_softmax_fc", found).get("weight")
+        found = load_plain(os.fspath(path), f"{path}", mmap=True)
+        weight = _entry(_entry(found, "state_dict_softmax_fc", found), "weight")
         _check.tensor(f"weight of {path}", weight, dim=2)
+        if not weight.is_floating_point():
+            raise TypeError(f"weight of {path} must be floating-point; got {weight.dtype}")
         if weight.shape[1] != head.embedding_size:
             raise ValueError(f"{path} must have embeddings of {head.embedding_size}; got shape {tuple(weight.shape)}")
         weights.append(weight)
