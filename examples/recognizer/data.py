@@ -82,15 +82,18 @@ def draw_pairs(labels: Index, max_same: int, different: int, rng: np.random.Gene
     everything = np.arange(len(labels))
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    same = [(a, b) for group in groups for i, a in enumerate(group) for b in group[i + 1 :]]
-    if not same:
+    # The pairs are numbered by their first image, the images in order; it goes with every later one of its class.
+    later = np.concatenate([np.arange(len(group) - 1, -1, -1) for group in groups])
+    ends = np.cumsum(later)
+    count = int(ends[-1])
+    if not count:
         raise DataError("no held-out identity has two images, so there is no pair of the same identity to verify")
-    chosen = np.array(same, np.int64)
-    if len(chosen) > max_same:
-        chosen = chosen[np.sort(rng.choice(len(chosen), max_same, replace=False))]
+    chosen = np.arange(count) if count <= max_same else np.sort(rng.choice(count, max_same, replace=False))
+    first = np.searchsorted(ends, chosen, side="right")
+    second = first + 1 + chosen - (ends - later)[first]
     a, b = draw_different(everything, everything, labels, different, rng)
     return Pairs(
-        np.concatenate([chosen[:, 0], a]),
-        np.concatenate([chosen[:, 1], b]),
+        np.concatenate([order[first], a]),
+        np.concatenate([order[second], b]),
         np.arange(len(chosen) + different) < len(chosen),
     )

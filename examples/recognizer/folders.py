@@ -10,45 +10,21 @@ from __future__ import annotations
 
 import csv
 import io
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from .data import DataError, Dataset, Images, Index, Pairs, draw_pairs, split_classes
+from .data import DataError, Dataset, Index, Pairs, draw_pairs, split_classes
+from .sources import FORMATS, entries, read_images
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 PAIRS_FILE = "pairs.csv"
 MAX_SAME_PAIRS = 20_000
 DIFFERENT_PAIRS = 200_000
 PROBE_FROM = 3  # identities with this many images give one of them for rank-1 identification
 
-Reader = Callable[[str], bytes]
-
-
-def _entries(source: Path) -> tuple[list[str], Reader]:
-    """(names of all files below ``source``, how to read one); names are relative, with forward slashes, sorted."""
-    if source.is_dir():
-        names = sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file())
-        return names, lambda name: (source / name).read_bytes()
-    if not source.exists():
-        raise DataError(f"{source} does not exist")
-    try:
-        archive = zipfile.ZipFile(source)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{source} is neither a folder nor a zip file") from error
-    return sorted(n for n in archive.namelist() if not n.endswith("/")), archive.read
-
-
-def _read_image(source: Path, name: str, content: bytes, side: int) -> Images:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BILINEAR))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"cannot read the image {name} of {source}: {error}") from error
+SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
 
 
 def _is_hidden(name: str) -> bool:
@@ -60,7 +36,7 @@ class _Collection:
 
     def __init__(self, source: Path, side: int) -> None:
         self.source = source
-        names, read = _entries(source)
+        names, read = entries(source)
         names = [n for n in names if not _is_hidden(n)]
         self.names = [n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES and "/" in n]
         if not self.names:
@@ -71,7 +47,7 @@ class _Collection:
         self.identities = len(folders)
         number = {folder: i for i, folder in enumerate(folders)}
         self.labels: Index = np.array([number[str(PurePosixPath(n).parent)] for n in self.names])
-        self.images = np.stack([_read_image(source, n, read(n), side) for n in self.names])
+        self.images = read_images(source, self.names, read, side)
         tables = [n for n in names if PurePosixPath(n).name == PAIRS_FILE]
         self.pairs = list(self._read_pairs(tables[0], read(tables[0]))) if tables else []
 
@@ -81,18 +57,26 @@ class _Collection:
         by_name = defaultdict(list)
         for i, name in enumerate(self.names):
             by_name[PurePosixPath(name).name].append(i)
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
-        if not {"first", "second", "same"} <= set(rows.fieldnames or []):
-            raise DataError(f"{where} must have the columns first, second, same; it has {rows.fieldnames}")
-        for line, row in enumerate(rows, 2):
-            found = by_name[row["first"]], by_name[row["second"]]
-            if any(len(f) > 1 for f in found):
-                raise DataError(f"{where}, line {line}: an image of that name is in more than one folder")
-            if all(found):
-                first, second = found[0][0], found[1][0]
-                if (self.labels[first] == self.labels[second]) != (row["same"] == "1"):
-                    raise DataError(f"{where}, line {line}: same={row['same']} contradicts the folders")
-                yield first, second, row["same"] == "1"
+        try:
+            rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), restval="")
+            if not {"first", "second", "same"} <= set(rows.fieldnames or []):
+                raise DataError(f"{where} must have the columns first, second, same; it has {rows.fieldnames}")
+            for line, row in enumerate(rows, 2):
+                yield from self._pair(f"{where}, line {line}", row, by_name)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{where} is no table of comma-separated text: {error}") from error
+
+    def _pair(self, where: str, row: dict[str, str], by_name: dict[str, list[int]]) -> Iterator[tuple[int, int, bool]]:
+        if row["same"] not in ("0", "1"):
+            raise DataError(f"{where}: same must be 1 or 0; got {row['same']!r:.40}")
+        found = by_name.get(row["first"], []), by_name.get(row["second"], [])
+        if any(len(f) > 1 for f in found):
+            raise DataError(f"{where}: an image of that name is in more than one folder")
+        if all(found):
+            first, second = found[0][0], found[1][0]
+            if (self.labels[first] == self.labels[second]) != (row["same"] == "1"):
+                raise DataError(f"{where}: same={row['same']} contradicts the folders")
+            yield first, second, row["same"] == "1"
 
 
 def _linked_groups(count: int, links: list[tuple[int, int]]) -> list[list[int]]:

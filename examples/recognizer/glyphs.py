@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .data import Dataset, Images, Index, Pairs, draw_different, split_classes
+from .data import DataError, Dataset, Images, Index, Pairs, draw_different, split_classes
 from .distort import Distortion, distort_images
 
 # (face of the collection, weight): JP, KR, SC, TC, HK, two weights each, so that all nine hundreds occur.
@@ -82,14 +82,23 @@ def render(characters: list[str], side: int, progress: Progress) -> Images:
     return images
 
 
+def _cached(path: Path, shape: tuple[int, ...]) -> Images:
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # takes no memory for what the file does not hold
+        if mapped.shape != shape or mapped.dtype != np.uint8:
+            raise ValueError(f"it holds {mapped.dtype} of shape {mapped.shape} in place of {shape}")
+        return np.array(mapped)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is damaged; without it the glyphs are rendered anew: {error}") from error
+
+
 def cached_render(characters: list[str], side: int, cache: Path, progress: Progress) -> Images:
     """``render``, kept in a file of ``cache`` that gets its name when it is complete: what is found there is whole."""
     made_of = ("".join(characters), TRAIN_STYLES, EM, [Path(font).stat().st_size for font in font_paths()])
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     path = cache / f"glyphs-{len(characters)}x{side}px-{key}.npy"
     if path.exists():
-        images: Images = np.load(path)
-        return images
+        return _cached(path, (len(characters), len(TRAIN_STYLES) + 1, side, side))
     images = render(characters, side, progress)
     cache.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
