@@ -1,11 +1,13 @@
 """Builds `hyperkernels._C` where a C++ compiler is found, with its CUDA kernels where nvcc and a CUDA torch are.
 
 HYPERKERNELS_BUILD=0 leaves the extension out; =1 makes a missing compiler an error. HYPERKERNELS_NATIVE=1 adds
--march=native. TORCH_CUDA_ARCH_LIST chooses the CUDA targets as usual.
+-march=native. HYPERKERNELS_CXXFLAGS is given to compiler and linker after all other flags, so that it wins.
+TORCH_CUDA_ARCH_LIST chooses the CUDA targets as usual.
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,7 +78,9 @@ def extension() -> dict:
     flags = ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas"]
     if os.environ.get("HYPERKERNELS_NATIVE") == "1":
         flags.append("-march=native")
-    arguments = {"sources": SOURCES, "extra_compile_args": {"cxx": flags}, "extra_link_args": ["-fopenmp"]}
+    last = shlex.split(os.environ.get("HYPERKERNELS_CXXFLAGS", ""))
+    flags += last
+    arguments = {"sources": SOURCES, "extra_compile_args": {"cxx": flags}, "extra_link_args": ["-fopenmp", *last]}
     make = cpp_extension.CppExtension
     obstacle, architectures = cuda_support(torch.version.cuda, cpp_extension.CUDA_HOME)
     if obstacle is not None:
