@@ -26,6 +26,16 @@ def test_an_op_takes_its_valid_problems_and_survives_spoiled_ones(name):
     assert all(verdict.ended == "returned" for verdict in verdicts[:3])
 
 
+@pytest.mark.parametrize("name", CPP)
+def test_tensors_on_the_meta_device_beside_others_are_refused(name):
+    """The dispatcher takes such a call for one on the meta device: the results would be memory that nobody writes."""
+    arguments = case.make(name, 5, "valid").arguments
+    tensors = [key for key, value in arguments.items() if isinstance(value, torch.Tensor)]
+    for key in tensors if len(tensors) > 1 else ():
+        with pytest.raises(ValueError, match="on the meta device"):
+            OPS[name](*(arguments | {key: arguments[key].to("meta")}).values())
+
+
 @pytest.fixture
 def faulty(monkeypatch):
     """Ops made for the test, reached as those of the package are; define(schema, body)."""

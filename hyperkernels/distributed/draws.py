@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .._fake import register_fake
 from ..margin_softmax.margins import ElasticFace, InterClassFilter
 
 BLOCK = 1024  # classes whose centres are drawn together
@@ -37,9 +38,7 @@ def _random_bits(seed: int, step: torch.Tensor, place: torch.Tensor) -> torch.Te
 _LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
 _LIBRARY.define("random_bits(int seed, Tensor step, Tensor place) -> Tensor")
 _LIBRARY.impl("random_bits", _random_bits, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "hyperkernels::random_bits", lambda seed, step, place: torch.empty_like(place), lib=_LIBRARY
-)
+register_fake(_LIBRARY, "random_bits", lambda seed, step, place: torch.empty_like(place))
 
 
 def random_bits(seed: int, step: torch.Tensor, place: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from .. import _backend
+from .._fake import register_fake
 from . import reference
 from .negatives import Negatives
 
@@ -214,7 +215,7 @@ LIBRARY.define(
     "class_statistics_dscale(Tensor d_neg_lse, Tensor scale_slope, Tensor x, Tensor weight, Tensor scale) -> Tensor"
 )
 LIBRARY.impl("class_statistics_dscale", lambda d, slope, *_: d * slope, "CompositeExplicitAutograd")
-torch.library.register_fake("hyperkernels::class_statistics_dscale", lambda d, *_: torch.empty_like(d), lib=LIBRARY)
+register_fake(LIBRARY, "class_statistics_dscale", lambda d, *_: torch.empty_like(d))
 torch.library.register_autograd("hyperkernels::class_statistics_dscale", _no_second_derivative, lib=LIBRARY)
 
 
@@ -260,7 +261,7 @@ def _define(suffix: str) -> None:
         return dx, dweight, None, dscale, dclass_scale, dbias, *[None] * 13
 
     for op, fake in ((name, _fake), (backward_name, _fake_backward)):
-        torch.library.register_fake(f"hyperkernels::{op}", fake, lib=LIBRARY)
+        register_fake(LIBRARY, op, fake)
     torch.library.register_autograd(f"hyperkernels::{name}", backward, setup_context=setup_context, lib=LIBRARY)
     # Without this torch would take the gradient for a constant and lose the second derivative in silence.
     torch.library.register_autograd(f"hyperkernels::{backward_name}", _no_second_derivative, lib=LIBRARY)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import _backend
+from .._fake import register_fake
 from . import reference
 
 LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
@@ -48,7 +49,7 @@ def _launch(name: str) -> Callable[..., None]:
 for _name, _schema in _SCHEMAS.items():
     for _op in (_name, f"{_name}triton"):
         LIBRARY.define(_op + _schema)
-        torch.library.register_fake(f"hyperkernels::{_op}", lambda *args: None, lib=LIBRARY)
+        register_fake(LIBRARY, _op, lambda *args: None)
     for _device in ("CPU", "CUDA"):
         LIBRARY.impl(f"{_name}triton", _launch(_name), _device)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _backend
+from .._fake import register_fake
 from . import reference
 from .reference import Problem, Statistics, Transform, accumulate_dtype
 
@@ -132,7 +133,7 @@ def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
 # An op, so that a derivative of the derivatives to scale and offset is refused.
 LIBRARY.define("pair_parameter_gradient(Tensor gradient, Tensor slope, Tensor x, Tensor? ref, Tensor? scale) -> Tensor")
 LIBRARY.impl("pair_parameter_gradient", lambda g, slope, *_: g * slope, "CompositeExplicitAutograd")
-torch.library.register_fake("hyperkernels::pair_parameter_gradient", lambda g, *_: torch.empty_like(g), lib=LIBRARY)
+register_fake(LIBRARY, "pair_parameter_gradient", lambda g, *_: torch.empty_like(g))
 torch.library.register_autograd("hyperkernels::pair_parameter_gradient", _no_second_derivative, lib=LIBRARY)
 
 
@@ -176,7 +177,7 @@ def _define(suffix: str) -> None:
         )  # fmt: skip
 
     for op, fake in ((name, _fake), (backward_name, _fake_backward)):
-        torch.library.register_fake(f"hyperkernels::{op}", fake, lib=LIBRARY)
+        register_fake(LIBRARY, op, fake)
     torch.library.register_autograd(f"hyperkernels::{name}", backward, setup_context=_setup_context, lib=LIBRARY)
     torch.library.register_autograd(f"hyperkernels::{backward_name}", _no_second_derivative, lib=LIBRARY)
 

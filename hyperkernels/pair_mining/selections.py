@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .._fake import register_fake
 from . import reference
 from .op import LIBRARY, PROBLEM, Tile, _no_second_derivative, kernel, launch
 from .reference import Problem, accumulate_dtype
@@ -73,7 +74,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
 def _define(suffix: str) -> None:
     for name, schema in _SCHEMAS.items():
         LIBRARY.define(name + suffix + schema)
-        torch.library.register_fake(f"hyperkernels::{name}{suffix}", _FAKES[name], lib=LIBRARY)
+        register_fake(LIBRARY, f"{name}{suffix}", _FAKES[name])
     ops = torch.ops.hyperkernels
 
     def bins_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:

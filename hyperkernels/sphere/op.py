@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import _backend
+from .._fake import register_fake
 from . import reference
 from .reference import accumulate_dtype
 
@@ -73,8 +74,8 @@ def _define(name: str, suffix: str) -> None:
         given = (g if need else None for g, need in zip(results, needed, strict=True))
         return (*given, *[None] * len(ctx.others))
 
-    torch.library.register_fake(f"hyperkernels::{op}", _fake(name), lib=LIBRARY)
-    torch.library.register_fake(f"hyperkernels::{backward_op}", _fake_backward(len(names)), lib=LIBRARY)
+    register_fake(LIBRARY, op, _fake(name))
+    register_fake(LIBRARY, backward_op, _fake_backward(len(names)))
     torch.library.register_autograd(f"hyperkernels::{op}", backward, setup_context=setup_context, lib=LIBRARY)
     torch.library.register_autograd(f"hyperkernels::{backward_op}", _no_second_derivative, lib=LIBRARY)
 
@@ -123,7 +124,7 @@ def _define_segment_sum(op: str) -> None:
         return reference.segment_gather(grad, labels).to(ctx.dtype), None, None, None
 
     LIBRARY.define(f"{op}(Tensor x, Tensor labels, Tensor order, Tensor offsets) -> Tensor")
-    torch.library.register_fake(f"hyperkernels::{op}", fake, lib=LIBRARY)
+    register_fake(LIBRARY, op, fake)
     torch.library.register_autograd(f"hyperkernels::{op}", backward, setup_context=setup_context, lib=LIBRARY)
 
 

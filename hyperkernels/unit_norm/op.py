@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .. import _backend
+from .._fake import register_fake
 from . import reference
 
 LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
@@ -41,9 +42,9 @@ def _define(suffix: str) -> None:
             return reference.unit_norm_backward(grad, x, ctx.eps), None
         return getattr(torch.ops.hyperkernels, backward_name)(grad, x, ctx.eps), None
 
-    torch.library.register_fake(f"hyperkernels::{name}", lambda x, eps: _contiguous_like(x), lib=LIBRARY)
-    torch.library.register_fake(f"hyperkernels::{backward_name}", lambda g, x, eps: _contiguous_like(x), lib=LIBRARY)
-    torch.library.register_fake(f"hyperkernels::unit_norm_{suffix}", lambda x, eps: None, lib=LIBRARY)
+    register_fake(LIBRARY, name, lambda x, eps: _contiguous_like(x))
+    register_fake(LIBRARY, backward_name, lambda g, x, eps: _contiguous_like(x))
+    register_fake(LIBRARY, f"unit_norm_{suffix}", lambda x, eps: None)
     torch.library.register_autograd(f"hyperkernels::{name}", backward, setup_context=_setup_context, lib=LIBRARY)
 
 
