@@ -8,6 +8,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "../indices.h"
 #include "products.h"
 
 namespace hyperkernels::margin_softmax {
@@ -314,9 +315,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> class_statistics_back
   const Problem p =
       make_problem(x, weight, target, scale, class_scale, bias, transform, classes, negatives, sub_centers, normalize_x,
                    normalize_weight, eps, ignore_index, absent_index, block, kept_blocks);
-  const Saved s{d_neg_lse.contiguous(), d_target_cos.contiguous(),  d_x_norm.contiguous(), d_neg_cos_sum.contiguous(),
-                x_norm.contiguous(),    target_center.contiguous(), top.contiguous(),      log_sum.contiguous(),
-                w_norm.contiguous(),    kept.contiguous(),          skip.contiguous()};
+  const Saved s{d_neg_lse.contiguous(), d_target_cos.contiguous(), d_x_norm.contiguous(), d_neg_cos_sum.contiguous(),
+                x_norm.contiguous(),    own_copy(target_center),   top.contiguous(),      log_sum.contiguous(),
+                w_norm.contiguous(),    kept.contiguous(),         skip.contiguous()};
   check_saved(p, s);
   const Needs needs{need_x, need_weight, need_class_scale && p.class_scale.defined(), need_bias && p.bias.defined()};
   const Gradients g = with_storage(p, [&](auto t) { return backward<decltype(t)>(p, s, needs); });

@@ -1,5 +1,7 @@
 #include "problem.h"
 
+#include "../indices.h"
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -71,12 +73,12 @@ Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Te
                     weight.size(0));
   Problem p{x.contiguous(),
             weight.contiguous(),
-            target.contiguous(),
+            own_copy(target),
             scale.contiguous(),
             contiguous(class_scale),
             contiguous(bias),
             contiguous(transform),
-            contiguous(classes),
+            classes.has_value() ? own_copy(*classes) : at::Tensor(),
             kind_facts(negatives),
             sub_centers,
             normalize_x,

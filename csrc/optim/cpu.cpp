@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "../indices.h"
 #include "arguments.h"
 
 namespace hyperkernels::optim {
@@ -125,7 +126,7 @@ struct Update {
     if (index.has_value()) {
       TORCH_CHECK_VALUE(index->dim() == 1, "rows must be one-dimensional; got shape ", index->sizes());
       TORCH_CHECK_TYPE(index->scalar_type() == at::kLong, "rows must have dtype int64; got ", index->scalar_type());
-      rows = index->contiguous();
+      rows = own_copy(*index);
       const int64_t* row = rows.const_data_ptr<int64_t>();
       for (int64_t i = 0; i < count; ++i) {
         TORCH_CHECK_INDEX(row[i] >= 0 && row[i] < weight.size(0), "rows must lie in [0, ", weight.size(0), "); got ",

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <memory>
 
+#include "../indices.h"
 #include "problem.h"
 
 namespace hyperkernels::pair_mining {
@@ -87,13 +88,13 @@ void sweep(const Problem& p, const Lanes& lanes, Make make, Merge merge) {
   });
 }
 
-// Where the entries of every row begin and end, [n + 1], checked; contiguous.
+// Where the entries of every row begin and end, [n + 1], checked; a copy.
 inline at::Tensor checked_offsets(const at::Tensor& offsets, int64_t n, int64_t total) {
   TORCH_CHECK_TYPE(offsets.scalar_type() == at::kLong, "offsets must be int64; got ", offsets.scalar_type());
   TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) == n + 1, "offsets must be [", n + 1, "]; got ",
                     offsets.sizes());
   TORCH_CHECK_VALUE(offsets.device().is_cpu(), "offsets must be on the cpu; got ", offsets.device());
-  const at::Tensor kept = offsets.contiguous();
+  const at::Tensor kept = own_copy(offsets);
   const int64_t* offset = data<int64_t>(kept);
   TORCH_CHECK_VALUE(offset[0] == 0 && std::is_sorted(offset, offset + n + 1) && offset[n] == total,
                     "offsets must rise from 0 to ", total);

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "../indices.h"
 #include "problem.h"
 
 namespace hyperkernels::pair_mining {
@@ -86,7 +87,7 @@ at::Tensor checked_indices(const char* name, const at::Tensor& indices, int64_t 
   TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong, name, " must be int64; got ", indices.scalar_type());
   TORCH_CHECK_VALUE(indices.dim() == 1, name, " must be [K]; got ", indices.sizes());
   TORCH_CHECK_VALUE(indices.device().is_cpu(), name, " must be on the cpu; got ", indices.device());
-  const at::Tensor kept = indices.contiguous();
+  const at::Tensor kept = own_copy(indices);
   for (int64_t k = 0; k < kept.size(0); ++k) {
     const int64_t at = data<int64_t>(kept)[k];
     TORCH_CHECK_INDEX(at >= 0 && at < n, name, "[", k, "] is ", at, "; it must be in [0, ", n, ")");

@@ -2,6 +2,7 @@
 
 #include <torch/library.h>
 
+#include "../indices.h"
 #include "rows.h"
 
 namespace hyperkernels::sphere {
@@ -51,7 +52,7 @@ struct SegmentRows {
 at::Tensor indices(const at::Tensor& t, const char* name) {
   TORCH_CHECK_TYPE(t.scalar_type() == at::kLong, name, " must have dtype int64; got ", t.scalar_type());
   TORCH_CHECK_VALUE(t.dim() == 1, name, " must have 1 dimension; got shape ", t.sizes());
-  return t.contiguous();
+  return own_copy(t);
 }
 
 at::Tensor segment_sum(const at::Tensor& given, const at::Tensor& labels, const at::Tensor& given_order,
