@@ -137,6 +137,16 @@ def check_skipped(functions, kind, p, options):
     assert not torch.equal(moved[0], p.weight)
 
 
+def check_last_step(functions, kind, p, options):
+    """A count of updates stays at its maximum, where the step is that of the update before; p is of all rows."""
+    last = torch.full_like(p.step, torch.iinfo(p.step.dtype).max)
+    before = run(functions[kind], kind, p._replace(step=last - 1), options, lr=0.125)
+    after = run(functions[kind], kind, p._replace(step=last), options, lr=0.125)
+    assert torch.equal(before[2], last) and torch.equal(after[2], last)
+    for mine, right in zip((after[0], *after[1]), (before[0], *before[1]), strict=True):
+        assert mine.isfinite().all() and torch.equal(mine, right)
+
+
 def check_lr_tensor(functions, kind, p, options):
     rate = torch.tensor([0.25], dtype=torch.float64, device=p.weight.device)
     given = run(functions[kind], kind, p, options, lr=0.0, lr_tensor=rate)

@@ -177,6 +177,18 @@ def check_skipped(function, kind, name, dtype=torch.float32, device="cpu"):
     assert all(map(torch.equal, flat(run(function, p, options, 0.0, lr_tensor=rate)), plain))
 
 
+def check_last_step(function, kind, name, dtype=torch.float32, device="cpu"):
+    """A count of updates stays at its maximum, where the step is that of the update before."""
+    p, options = problem(kind, name, [(5, 9), (3, 2)], dtype, device), OPTIONS[kind][name]
+    last = [torch.full_like(t, torch.iinfo(t.dtype).max) for t in p.steps]
+    before = run(function, p._replace(steps=[t - 1 for t in last]), options, 0.125)
+    after = run(function, p._replace(steps=last), options, 0.125)
+    for found in (before, after):
+        assert all(map(torch.equal, found.steps, last))
+    for mine, right in zip((after.points, *after.state), (before.points, *before.state), strict=True):
+        assert all(t.isfinite().all() for t in mine) and all(map(torch.equal, mine, right))
+
+
 def check_edges(functions, dtype=torch.float32, device="cpu"):
     """Zero gradients, gradients along the point, steps past the other side of the sphere, points without a direction,
     NaN and infinities: each stays in its row, and the points are those of the reference."""

@@ -40,6 +40,7 @@ def test_scaler_and_learning_rate(kind, dtype):
         p = cases.problem(kind, 12, 9, 5, dtype, device="cuda")
         cases.check_skipped(TRITON, kind, p, options)
         cases.check_lr_tensor(TRITON, kind, p, options)
+        cases.check_last_step(TRITON, kind, cases.problem(kind, 12, 9, None, dtype, device="cuda"), options)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -60,6 +61,7 @@ def test_the_sphere_against_the_loop_by_hand(kind, name, dtype):
     sphere.check(SPHERE[kind], kind, name, dtype=dtype, device="cuda", grad_scale=8.0)
     sphere.check(SPHERE[kind], kind, name, dtype=dtype, device="cuda", shapes=[(2, 20000), (5, 512), (3, 4096)])
     sphere.check_skipped(SPHERE[kind], kind, name, dtype, device="cuda")
+    sphere.check_last_step(SPHERE[kind], kind, name, dtype, device="cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

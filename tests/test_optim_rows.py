@@ -84,6 +84,12 @@ def test_scaler_and_learning_rate(kind, dtype):
         cases.check_lr_tensor(CPP, kind, p, options)
 
 
+@pytest.mark.parametrize(("kind", "options"), cases.CASES)
+@pytest.mark.parametrize("functions", [CPP, REFERENCE], ids=["cpp", "reference"])
+def test_the_last_step(kind, options, functions):
+    cases.check_last_step(functions, kind, cases.problem(kind, 6, 5), cases.OPTIONS[kind][options])
+
+
 @pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_every_instruction_set_is_right(capability):
     """In processes of their own: the set is chosen once."""

@@ -87,6 +87,12 @@ def test_scaler_and_learning_rate(kind, name, dtype):
     cases.check_skipped(CPP[kind], kind, name, dtype)
 
 
+@pytest.mark.parametrize(("kind", "name"), cases.CASES)
+@FUNCTIONS
+def test_the_last_step(functions, kind, name):
+    cases.check_last_step(functions[kind], kind, name)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @FUNCTIONS
 def test_edges(functions, dtype):

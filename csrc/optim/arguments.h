@@ -12,6 +12,9 @@ namespace hyperkernels::optim {
 
 using Optional = std::optional<at::Tensor>;
 
+// The count after one more update. It stays at its maximum, where the corrections of the moments are long 1.
+HK_INLINE int32_t next_step(int32_t step) { return step < std::numeric_limits<int32_t>::max() ? step + 1 : step; }
+
 inline double number(const Optional& tensor, const char* name, double otherwise) {
   if (!tensor.has_value()) return otherwise;
   TORCH_CHECK_VALUE(tensor->numel() == 1, name, " must hold one number; got shape ", tensor->sizes());

@@ -62,7 +62,7 @@ struct SgdRows {
           store(w + k, value - lr * (nesterov ? change + momentum * moved : moved));
         }
       }
-      ++rows->step[row];
+      rows->step[row] = next_step(rows->step[row]);
     }
   }
 };
@@ -83,7 +83,7 @@ struct AdamWRows {
     A size = 0, inverse_root = 0;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = rows->at(i);
-      const int32_t step = ++rows->step[row];
+      const int32_t step = rows->step[row] = next_step(rows->step[row]);
       if (step != corrected) {
         corrected = step;
         size = A(o->lr / -std::expm1(step * log_beta1));

@@ -153,7 +153,8 @@ struct SphereSgdRows {
     const A lr = A(o->lr), momentum = A(o->momentum), taken = A(1 - o->dampening);
     for (int64_t i = begin; i < end; ++i) {
       const Row<S> row(*vectors, i, o->unscale);
-      const bool first = vectors->step[i]++ == 0;
+      const bool first = vectors->step[i] == 0;
+      vectors->step[i] = next_step(vectors->step[i]);
       if (row.momentum == nullptr) {
         Path<Change::kTangent, S>{row, lr, 0}.follow();
         continue;
@@ -182,7 +183,7 @@ struct SphereAdamRows {
     double size = 0, correction = 1;
     for (int64_t i = begin; i < end; ++i) {
       const Row<S> row(*vectors, i, o->unscale);
-      const int32_t step = ++vectors->step[i];
+      const int32_t step = vectors->step[i] = next_step(vectors->step[i]);
       if (step != corrected) {
         corrected = step;
         size = o->lr / -std::expm1(step * log_beta1);

@@ -30,6 +30,11 @@ def _put(tensor: torch.Tensor, rows: Rows, value: torch.Tensor, found_inf: Rows)
         tensor.index_copy_(0, rows, value)
 
 
+def _next(step: torch.Tensor) -> torch.Tensor:
+    """The count after one more update. It stays at its maximum, where the corrections of the moments are long 1."""
+    return step + (step < torch.iinfo(step.dtype).max).to(step.dtype)
+
+
 def _descent(
     gradient: torch.Tensor, dtype: torch.dtype, grad_scale: torch.Tensor | None, maximize: bool
 ) -> torch.Tensor:
@@ -66,7 +71,7 @@ def sgd_rows_(
         change = change + momentum * moved if nesterov else moved
     rate = lr if lr_tensor is None else lr_tensor.to(dtype)
     _put(weight, rows, w - rate * change, found_inf)
-    _put(step, rows, count + 1, found_inf)
+    _put(step, rows, _next(count), found_inf)
 
 
 def adamw_rows_(
@@ -88,7 +93,7 @@ def adamw_rows_(
 ) -> None:
     gradient, rows = _inside(weight, gradient, rows)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    w, count = _take(weight, rows).to(dtype), _take(step, rows) + 1
+    w, count = _take(weight, rows).to(dtype), _next(_take(step, rows))
     change = _descent(gradient, dtype, grad_scale, maximize)
     mean = beta1 * _take(exp_avg, rows) + (1 - beta1) * change
     square = beta2 * _take(exp_avg_sq, rows) + (1 - beta2) * change * change
@@ -158,7 +163,7 @@ def sphere_sgd_(
         if momentum_buffers:
             _put(momentum_buffers[i], None, moved, found_inf)
         _put(point, None, x, found_inf)
-        _put(steps[i], None, steps[i] + 1, found_inf)
+        _put(steps[i], None, _next(steps[i]), found_inf)
 
 
 def sphere_adam_(
@@ -182,7 +187,7 @@ def sphere_adam_(
     for i, point in enumerate(points):
         dtype = torch.float64 if point.dtype == torch.float64 else torch.float32
         wide = torch.float32 if point.device.type == "mps" else torch.float64
-        x, count = _direction(point.to(dtype)), steps[i] + 1
+        x, count = _direction(point.to(dtype)), _next(steps[i])
         change = _tangent(x, _descent(gradients[i], dtype, grad_scale, maximize))
         mean = beta1 * exp_avgs[i] + (1 - beta1) * change
         square = beta2 * exp_avg_sqs[i] + (1 - beta2) * (change * change).sum(-1)

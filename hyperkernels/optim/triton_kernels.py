@@ -53,6 +53,12 @@ def _unscale(grad_scale_ptr, MAXIMIZE: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
+def _next(step):
+    """The count after one more update. It stays at its maximum, where the corrections of the moments are long 1."""
+    return step + (step < 2**31 - 1).to(tl.int32)
+
+
+@triton.jit
 def _correction(log_beta, step):
     """1 - beta^step, float64. It loses 1 / (1 - beta) units in the last place."""
     return 1.0 - tl.exp(step.to(tl.float64) * log_beta)
@@ -103,7 +109,7 @@ def sgd_kernel(
             tl.store(buffer_rows + column, moved, mask=mask)
             change = change + momentum * moved if NESTEROV else moved
         tl.store(weight_rows + column, weight - rate * change, mask=mask)
-    tl.store(step_ptr + row, step + 1, mask=there)
+    tl.store(step_ptr + row, _next(step), mask=there)
 
 
 @triton.jit(do_not_specialize=["count", "rows"])
@@ -138,7 +144,7 @@ def adamw_kernel(
             return
     dtype: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
     entry, row, there = _rows(index_ptr, count, rows, BLOCK_ROWS)
-    step = tl.load(step_ptr + row, mask=there, other=0) + 1
+    step = _next(tl.load(step_ptr + row, mask=there, other=0))
     unscale = _unscale(grad_scale_ptr, MAXIMIZE, dtype)
     rate = _number(lr, tl.float64) if lr_ptr is None else tl.load(lr_ptr).to(tl.float64)
     size = (rate / _correction(log_beta1, step)).to(dtype)[:, None]

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .._triton_launch import launch
 from .._triton_math import load, root
-from .triton_kernels import _correction, _number, _quotient, _unscale
+from .triton_kernels import _correction, _next, _number, _quotient, _unscale
 
 SHORT = tl.constexpr(1e-24)  # the squared length below which a vector has no direction
 LONG = tl.constexpr(1e15)  # squares of larger numbers are taken in another unit
@@ -150,7 +150,7 @@ def sphere_sgd_kernel(
         point_ptr, gradient_ptr, buffer_ptr, inverse, radial, unscale, rate, (step == 0)[:, None],
         _number(momentum, dtype), _number(taken, dtype), rows, NESTEROV, D, BLOCK_ROWS, BLOCK_D,
     )  # fmt: skip
-    tl.store(step_ptr + row, step + 1, mask=row < rows)
+    tl.store(step_ptr + row, _next(step), mask=row < rows)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -184,7 +184,7 @@ def sphere_adam_kernel(
     dtype: tl.constexpr = tl.float64 if point_ptr.dtype.element_ty == tl.float64 else tl.float32
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     there = row < rows
-    step = tl.load(step_ptr + row, mask=there, other=0) + 1
+    step = _next(tl.load(step_ptr + row, mask=there, other=0))
     unscale = _unscale(grad_scale_ptr, MAXIMIZE, dtype)
     rate = _number(lr, tl.float64) if lr_ptr is None else tl.load(lr_ptr).to(tl.float64)
     inverse, radial = _start(point_ptr, gradient_ptr, unscale, rows, D, BLOCK_ROWS, BLOCK_D)

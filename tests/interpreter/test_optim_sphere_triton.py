@@ -30,6 +30,11 @@ def test_scaler_and_learning_rate(kind, name):
     cases.check_skipped(TRITON[kind], kind, name)
 
 
+@pytest.mark.parametrize(("kind", "name"), cases.CASES)
+def test_the_last_step(kind, name):
+    cases.check_last_step(TRITON[kind], kind, name)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 def test_edges(dtype):
     cases.check_edges(TRITON, dtype)

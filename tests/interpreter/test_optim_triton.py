@@ -22,6 +22,11 @@ def test_against_the_loop_by_hand(kind, options, dtype, total, dim, count):
     cases.check(TRITON, kind, p, cases.OPTIONS[kind][options], grad_scale=None if total == 9 else 8.0)
 
 
+@pytest.mark.parametrize(("kind", "options"), cases.CASES)
+def test_the_last_step(kind, options):
+    cases.check_last_step(TRITON, kind, cases.problem(kind, 6, 5), cases.OPTIONS[kind][options])
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_rows_of_more_than_a_block(kind, monkeypatch):
     blocks = {"BLOCK_ROWS": 2, "BLOCK_D": 16, "num_warps": 1}
