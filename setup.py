@@ -17,6 +17,7 @@ from setuptools import setup
 
 SOURCES = [
     "csrc/bindings.cpp",
+    "csrc/interrupt.cpp",
     "csrc/simd.cpp",
     "csrc/unit_norm/cpu.cpp",
     "csrc/optim/cpu.cpp",

@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "interrupt.h"
 #include "simd.h"
 
 #define HK_STRING_(...) #__VA_ARGS__
@@ -34,10 +35,21 @@ pybind11::dict build_info() {
   return info;
 }
 
+unsigned long main_thread;
+
+// Python runs the handlers of signals in its main thread alone; that of Ctrl-C raises KeyboardInterrupt.
+void run_signal_handlers() {
+  if (PyThread_get_thread_ident() != main_thread) return;
+  pybind11::gil_scoped_acquire lock;
+  if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of hyperkernels.";
+  main_thread = pybind11::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  hyperkernels::set_interruption(run_signal_handlers);
   m.def("build_info", &build_info, "compiler, instruction_sets, cuda_architectures and torch version of this build");
   m.def("cpu_capability", &hyperkernels::simd::capability_name, "the instruction set in use on this processor");
 }

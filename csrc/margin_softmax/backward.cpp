@@ -107,7 +107,7 @@ class LaneBackward {
     if (needs.weight && !kInPlace) centre_sums_.resize(p.tile_width() * p.d);
   }
 
-  void run(int64_t lane) {
+  void run(int64_t lane, Interrupt& interrupt) {
     if (needs_.x && skips()) std::fill(part_, part_ + p_.n * p_.d, A(0));
     for (int64_t b = p_.lane_begin(lane); b < p_.lane_begin(lane + 1); ++b) {
       select(b);
@@ -118,7 +118,10 @@ class LaneBackward {
         centres_ = weight_.of_tile(b);
         products_->take_centres(centres_, tile_.centres());
       }
-      for (int64_t r = 0; r < selected_; r += kRows) add_rows(b, r, b == p_.lane_begin(lane));
+      for (int64_t r = 0; r < selected_; r += kRows) {
+        if (interrupt.called()) return;
+        add_rows(b, r, b == p_.lane_begin(lane));
+      }
       // A tile that no row takes part in is written once, and its centres are not even read.
       if (needs_.weight && selected_ == 0) {
         std::memset(static_cast<void*>(mutable_data<T>(out_.weight) + first * p_.d), 0,
@@ -291,9 +294,9 @@ Gradients backward(const Problem& p, const Saved& s, const Needs& needs) {
                 at::empty({needs.bias ? p.c : 0}, p.accumulate())};
   at::Tensor parts = at::empty({needs.x ? p.lanes() : 0, p.n, p.d}, p.accumulate());
   if (s.skip.numel() > 0) use_large_pages(out.weight);
-  p.over_lanes([&](int64_t lane) {
+  p.over_lanes([&](int64_t lane, Interrupt& interrupt) {
     A* part = needs.x ? mutable_data<A>(parts) + lane * p.n * p.d : nullptr;
-    LaneBackward<T>(p, s, needs, x, rows, part, out).run(lane);
+    LaneBackward<T>(p, s, needs, x, rows, part, out).run(lane, interrupt);
   });
   if (needs.x) {
     finish_rows<T>(p, s, rows, parts, out.x);

@@ -73,7 +73,7 @@ void fold(const Problem& p, const A* z, int64_t rows, const Tile<A>& tile, const
 
 template <class T>
 void forward_lane(const Problem& p, int64_t lane, const XOperand& x, const std::vector<Row<Accumulate<T>>>& rows,
-                  RowState* states, Statistics& out) {
+                  RowState* states, Statistics& out, Interrupt& interrupt) {
   using A = Accumulate<T>;
   LaneMemory<A> memory(p);
   Centres<T> weight(p);
@@ -88,6 +88,7 @@ void forward_lane(const Problem& p, int64_t lane, const XOperand& x, const std::
     const Tile<A> tile = memory.tile(b, norms + first);
     products->take_centres(w, centres);
     for (int64_t r = 0; r < p.n; r += kRows) {
+      if (interrupt.called()) return;
       const int64_t count = std::min(kRows, p.n - r);
       A* z = p.keeps(b) ? mutable_data<A>(out.kept) + p.kept_at(b, r) : computed.data();
       for (int64_t i = 0; centres < tile.ld && i < count; ++i) {
@@ -134,7 +135,9 @@ Statistics forward(const Problem& p, bool with_block_lse) {
                              mutable_data<A>(out.target_cos) + begin, mutable_data<int64_t>(out.target_center) + begin);
   });
   std::vector<RowState> states(p.lanes() * p.n);
-  p.over_lanes([&](int64_t lane) { forward_lane<T>(p, lane, x, rows, states.data() + lane * p.n, out); });
+  p.over_lanes([&](int64_t lane, Interrupt& interrupt) {
+    forward_lane<T>(p, lane, x, rows, states.data() + lane * p.n, out, interrupt);
+  });
   for (int64_t i = 0; i < p.n; ++i) finish_row<A>(p, states, rows[i], i, out);
   return out;
 }

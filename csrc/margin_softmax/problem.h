@@ -18,6 +18,7 @@
 #include <optional>
 #include <vector>
 
+#include "../interrupt.h"
 #include "../storage.h"
 #include "rows.h"
 
@@ -60,16 +61,18 @@ struct Problem {
   // Where row r of tile b lies in `kept`.
   int64_t kept_at(int64_t b, int64_t r) const { return (kept_before(b) * n + r) * tile_width(); }
 
-  // Calls f(lane) for every lane, in parallel; f may use ATen.
+  // Calls f(lane, interrupt) for every lane, in parallel; f may use ATen, and asks `interrupt` now and then.
   template <class F>
   void over_lanes(F f) const {
     // At least two items, or a single lane would run outside a parallel region, where GEMMs take all threads and their
+    Interrupt interrupt;
     // sums come out in another order.
     at::parallel_for(0, std::max<int64_t>(2, lanes()), 1, [&](int64_t begin, int64_t end) {
       at::AutoDispatchBelowADInplaceOrView guard;
-      for (int64_t lane = begin; lane < std::min(end, lanes()); ++lane) f(lane);
+      for (int64_t lane = begin; lane < std::min(end, lanes()); ++lane) f(lane, interrupt);
     });
   }
+    interrupt.rethrow();
 
   // Calls f(begin, end) for chunks of rows, in parallel.
   template <class F>

@@ -94,6 +94,7 @@ class BinsBackward {
     for (int64_t first = 0; first < p_.rows.n; first += chunk_) {
       const int64_t rows = std::min(chunk_, p_.rows.n - first);
       in_parallel(lanes_.count, [&](int64_t lane) { run_lane(lane, first, rows); });
+      interrupt_.rethrow();
       if (need_rows_) add_parts(first, rows);
     }
     const at::Tensor none = at::empty({0}, p_.rows.values.options());
@@ -125,6 +126,7 @@ class BinsBackward {
       const at::Tensor& x = tiles.take_rows(row, rows);
       for (int64_t b = lanes_.begin(lane); b < lanes_.begin(lane + 1); ++b) {
         const int64_t first = b * p_.column_tile, count = std::min(p_.column_tile, p_.columns.n - first);
+        if (interrupt_.called()) return;
         if (!may_count(p_, row, rows, first, count)) continue;
         const at::Tensor& y = tiles.take_columns(first, count);
         tiles.similarities(memory.u(), memory.ld);
@@ -190,6 +192,7 @@ class BinsBackward {
   Sums rows_, columns_;  // the same ones where the columns are the rows
   at::Tensor parts_;     // [lanes, chunk, D]
   at::Tensor part_factors_;
+  Interrupt interrupt_;
 };
 
 std::tuple<at::Tensor, at::Tensor> pair_bins_backward(

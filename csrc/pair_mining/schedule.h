@@ -9,6 +9,7 @@
 
 #include <atomic>
 
+#include "../interrupt.h"
 #include "problem.h"
 
 namespace hyperkernels::pair_mining {
@@ -31,17 +32,20 @@ class Schedule {
   int64_t row_planes() const { return row_planes_; }
   int64_t column_planes() const { return column_planes_; }
 
-  // Calls f(item) for every item, those of a round in parallel; f may use ATen, whose GEMMs run on one thread.
+  // Calls f(item, interrupt) for every item, those of a round in parallel; f may use ATen, whose GEMMs run on one
+  // thread, and asks `interrupt` now and then.
   template <class F>
   void run(F f) const {
+    Interrupt interrupt;
     for (const std::vector<Item>& round : rounds_) {
       std::atomic<int64_t> next{0};
       const int64_t count = round.size();
       // At least two, for the reason that in_parallel has.
       at::parallel_for(0, std::max<int64_t>(2, at::get_num_threads()), 1, [&](int64_t, int64_t) {
         at::AutoDispatchBelowADInplaceOrView guard;
-        for (int64_t k = next++; k < count; k = next++) f(round[k]);
+        for (int64_t k = next++; k < count; k = next++) f(round[k], interrupt);
       });
+      interrupt.rethrow();
     }
   }
 
@@ -51,9 +55,9 @@ class Schedule {
 };
 
 // Calls f(place) for the tiles of an item in which a pair may count. Of x with itself those are the tiles above the
-// diagonal, and squares on it.
+// diagonal, and squares on it. An interrupt ends it.
 template <class F>
-void over_tiles(const Problem& p, const Item& item, F f) {
+void over_tiles(const Problem& p, const Item& item, Interrupt& interrupt, F f) {
   const auto visit = [&](int64_t row, int64_t rows, int64_t column, int64_t columns, bool diagonal) {
     if (columns > 0 && may_count(p, row, rows, column, columns)) f(TilePlace{row, rows, column, columns, diagonal});
   };
@@ -61,6 +65,7 @@ void over_tiles(const Problem& p, const Item& item, F f) {
     const int64_t column_end = std::min(column + p.column_tile, item.column_end);
     const int64_t row_end = p.self ? std::min(item.row_end, column_end) : item.row_end;
     for (int64_t row = item.row, rows = 0; row < row_end; row += rows) {
+      if (interrupt.called()) return;
       rows = std::min(p.row_tile, row_end - row);
       if (p.self) rows = std::min(rows, p.column_tile - row % p.column_tile);
       const bool meets_diagonal = p.self && row >= column;

@@ -135,13 +135,13 @@ void forward(const Problem& p, const Wanted& wanted, const Numbers& of_rows, con
   const at::Tensor row_squares = squared_norms(p, p.rows);
   const at::Tensor column_squares = p.self ? row_squares : squared_norms(p, p.columns);
   const int64_t most_rows = std::min(p.row_tile, p.rows.n), ld = std::min(p.column_tile, p.columns.n);
-  schedule.run([&](const Item& item) {
+  schedule.run([&](const Item& item, Interrupt& interrupt) {
     Tiles<T> tiles(p, row_squares, column_squares);
     const at::Tensor u = at::empty({most_rows * ld}, p.accumulate());
     const at::Tensor flipped = at::empty({both ? most_rows * ld : 0}, p.accumulate());
     std::vector<A> power(std::max(most_rows, ld));
     std::vector<Mask<A>> mask(power.size());
-    over_tiles(p, item, [&](const TilePlace& at) {
+    over_tiles(p, item, interrupt, [&](const TilePlace& at) {
       tiles.take_columns(at.column, at.columns);
       tiles.take_rows(at.row, at.rows);
       tiles.similarities(mutable_data<A>(u), ld);

@@ -147,13 +147,13 @@ std::tuple<at::Tensor, at::Tensor> backward(const Problem& p, const Given& given
   Terms<A> column_terms = row_terms;
   if (given.columns) column_terms = terms<A>(given.of_columns, given.column_coefficients, p.columns.n);
   const int64_t most_rows = std::min(p.row_tile, p.rows.n), ld = std::min(p.column_tile, p.columns.n);
-  schedule.run([&](const Item& item) {
+  schedule.run([&](const Item& item, Interrupt& interrupt) {
     Tiles<T> tiles(p, row_squares, column_squares);
     const at::Tensor tile = at::empty({most_rows, ld}, p.accumulate());
     std::vector<A> gradients(ld);
     std::vector<double> row_sums(most_rows), column_sums(ld);
     std::vector<Mask<A>> mask(2 * ld);
-    over_tiles(p, item, [&](const TilePlace& at) {
+    over_tiles(p, item, interrupt, [&](const TilePlace& at) {
       const at::Tensor& y = tiles.take_columns(at.column, at.columns);
       const at::Tensor& x = tiles.take_rows(at.row, at.rows);
       A* u = mutable_data<A>(tile);

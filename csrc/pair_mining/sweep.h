@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "../indices.h"
+#include "../interrupt.h"
 #include "problem.h"
 
 namespace hyperkernels::pair_mining {
@@ -63,6 +64,7 @@ void sweep(const Problem& p, const Lanes& lanes, Make make, Merge merge) {
   std::vector<Part> parts(p.row_tiles() * lanes.count);
   std::vector<std::atomic<int64_t>> missing(p.row_tiles());
   for (auto& lanes_missing : missing) lanes_missing = lanes.count;
+  Interrupt interrupt;
   in_parallel(int64_t(parts.size()), [&](int64_t unit) {
     const int64_t tile = unit / lanes.count, lane = unit % lanes.count;
     const int64_t row = tile * p.row_tile, rows = std::min(p.row_tile, p.rows.n - row);
@@ -72,6 +74,7 @@ void sweep(const Problem& p, const Lanes& lanes, Make make, Merge merge) {
     tiles.take_rows(row, rows);
     for (int64_t b = lanes.begin(lane); b < lanes.begin(lane + 1); ++b) {
       const int64_t first = b * p.column_tile, count = std::min(p.column_tile, p.columns.n - first);
+      if (interrupt.called()) return;
       if (!may_count(p, row, rows, first, count)) continue;
       tiles.take_columns(first, count);
       tiles.similarities(memory.u(), memory.ld);
@@ -86,6 +89,7 @@ void sweep(const Problem& p, const Lanes& lanes, Make make, Merge merge) {
     merge(row, rows, parts.data() + tile * lanes.count);
     for (int64_t k = 0; k < lanes.count; ++k) parts[tile * lanes.count + k].reset();
   });
+  interrupt.rethrow();
 }
 
 // Where the entries of every row begin and end, [n + 1], checked; a copy.
