@@ -1,5 +1,7 @@
 #include "problem.h"
 
+#include <cmath>
+
 #include "../indices.h"
 
 #ifdef __linux__
@@ -18,6 +20,17 @@ void check_numbers(const char* name, const at::Tensor& tensor, at::IntArrayRef s
   if (!tensor.defined()) return;
   TORCH_CHECK_VALUE(tensor.sizes() == sizes, name, " must have shape ", sizes, "; got ", tensor.sizes());
   TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, " must have dtype ", dtype, "; got ", tensor.scalar_type());
+}
+
+// The kernels know the powers by their binary digits.
+template <class A>
+void check_powers(const Problem& p) {
+  constexpr int64_t kParameters = 3;
+  for (int64_t i = 0; i < p.n; ++i) {
+    const A power = data<A>(p.transform)[i * kParameters + 1];
+    TORCH_CHECK_VALUE(power >= 1 && power <= 8 && power == std::floor(power), "transform[", i,
+                      ", 1], the power of sphereface2, must be a whole number in [1, 8]; got ", power);
+  }
 }
 
 void check_targets(const Problem& p) {
@@ -95,9 +108,10 @@ Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Te
     check_classes(p.classes, p.c);
     p.c = p.classes.size(0);
   }
-  TORCH_CHECK_VALUE(
-      block > 0 && block <= (int64_t(1) << 32) / sub_centers && kept_blocks >= 0 && kept_blocks <= p.blocks(),
-      "block and kept_blocks must fit the classes; got ", block, " and ", kept_blocks);
+  const int64_t largest_block = std::max<int64_t>(1, kLargestTile / sub_centers);
+  TORCH_CHECK_VALUE(block > 0 && block <= largest_block, "block must be in [1, ", largest_block, "]; got ", block);
+  TORCH_CHECK_VALUE(kept_blocks >= 0 && kept_blocks <= p.blocks(), "kept_blocks must be in [0, ", p.blocks(), "]; got ",
+                    kept_blocks);
   const at::ScalarType accumulate = dtype == at::kDouble ? at::kDouble : at::kFloat;
   check_numbers("scale", p.scale, {p.n}, accumulate);
   check_numbers("class_scale", p.class_scale, {p.c}, accumulate);
@@ -108,6 +122,9 @@ Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Te
   TORCH_CHECK_VALUE(!p.negatives.sum || !p.class_scale.defined(), "negatives of kind ", negatives,
                     " take no class_scale");
   check_targets(p);
+  if (p.negatives.kind == Kind::kSphereface2) {
+    accumulate == at::kDouble ? check_powers<double>(p) : check_powers<float>(p);
+  }
   return p;
 }
 

@@ -27,6 +27,7 @@ namespace hyperkernels::margin_softmax {
 constexpr int64_t kLanes = 32;
 constexpr int64_t kFewLanes = 8;
 constexpr int64_t kRows = 256;
+constexpr int64_t kLargestTile = 4096;           // centres of a tile, unless one class has more
 constexpr int64_t kLaneSums = int64_t(1) << 25;  // numbers that the lanes' partial sums of dx may take
 
 struct Problem {
@@ -64,15 +65,15 @@ struct Problem {
   // Calls f(lane, interrupt) for every lane, in parallel; f may use ATen, and asks `interrupt` now and then.
   template <class F>
   void over_lanes(F f) const {
-    // At least two items, or a single lane would run outside a parallel region, where GEMMs take all threads and their
     Interrupt interrupt;
+    // At least two items, or a single lane would run outside a parallel region, where GEMMs take all threads and their
     // sums come out in another order.
     at::parallel_for(0, std::max<int64_t>(2, lanes()), 1, [&](int64_t begin, int64_t end) {
       at::AutoDispatchBelowADInplaceOrView guard;
       for (int64_t lane = begin; lane < std::min(end, lanes()); ++lane) f(lane, interrupt);
     });
-  }
     interrupt.rethrow();
+  }
 
   // Calls f(begin, end) for chunks of rows, in parallel.
   template <class F>

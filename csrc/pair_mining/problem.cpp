@@ -22,6 +22,13 @@ void fill_side(const char* prefix, const at::Tensor& values, const at::Tensor& l
   if (identified) side.id = checked((name + "id").c_str(), id, at::kInt, side.n);
 }
 
+// A tile of float64 takes 128 MiB at most.
+constexpr int64_t kLargestTile = 4096;
+
+void check_tile(const char* name, int64_t tile) {
+  TORCH_CHECK_VALUE(tile > 0 && tile <= kLargestTile, name, " must be in [1, ", kLargestTile, "]; got ", tile);
+}
+
 Select parse_select(std::string_view name) {
   if (name == "positive") return Select::kPositive;
   if (name == "negative") return Select::kNegative;
@@ -99,7 +106,8 @@ Problem make_problem(const at::Tensor& x, const std::optional<at::Tensor>& ref, 
   TORCH_CHECK_TYPE(dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf,
                    "x must be float64, float32, bfloat16 or float16; got ", dtype);
   TORCH_CHECK_VALUE(x.dim() == 2, "x must be [N, D]; got ", x.sizes());
-  TORCH_CHECK_VALUE(row_tile > 0 && column_tile > 0, "row_tile and column_tile must be positive");
+  check_tile("row_tile", row_tile);
+  check_tile("column_tile", column_tile);
   Problem p;
   p.self = !ref.has_value();
   const at::Tensor& other = p.self ? x : *ref;

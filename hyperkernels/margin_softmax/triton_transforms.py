@@ -97,7 +97,7 @@ def _transform(KIND: tl.constexpr, cos, transform_ptr, row, there, scale, bias):
         margin = _parameter(transform_ptr, row, there, 0, 3)
         power = _parameter(transform_ptr, row, there, 1, 3)
         straight = _parameter(transform_ptr, row, there, 2, 3)
-        less = power.to(tl.int32) - 1
+        less = tl.minimum(tl.maximum(power, 1.0), 8.0).to(tl.int32) - 1  # whatever it is: no conversion overflows
         half = tl.minimum(tl.maximum(cos, -1.0), 1.0) * 0.5 + 0.5
         square = half * half
         below = tl.where((less & 1) != 0, half, 1.0) * tl.where((less & 2) != 0, square, 1.0)

@@ -54,6 +54,16 @@ class Tile(NamedTuple):
     columns: int = 512
 
 
+LARGEST_TILE = 4096
+
+
+def check_tile(rows: int, columns: int) -> None:
+    """Raise where the ops in C++ do, whose memory the tile decides; the Triton kernels have tiles of their own."""
+    for name, tile in (("row_tile", rows), ("column_tile", columns)):
+        if not 1 <= tile <= LARGEST_TILE:
+            raise ValueError(f"{name} must be in [1, {LARGEST_TILE}]; got {tile}")
+
+
 def plan(problem: Problem) -> Tile:
     """The tile of the C++ kernels, by the sizes alone: a small problem needs small ones, or threads have too few."""
     n, m = problem.x.shape[0], (problem.x if problem.ref is None else problem.ref).shape[0]

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .._triton_launch import launch
 from .._triton_math import sigmoid
-from .op import _fake_backward
+from .op import _fake_backward, check_tile
 from .reference import Problem, accumulate_dtype
 from .triton_forward import TRANSFORMS, _circle, _power, parameters_of
 from .triton_kernels import Tiles, check, check_rows
@@ -212,6 +212,7 @@ def pair_statistics_backward(
     """The op `pair_statistics_backward_triton`; what it returns stands in `op`."""
     problem = Problem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity)
     check(problem)
+    check_tile(row_tile, column_tile)
     if transform not in TRANSFORMS:
         raise ValueError(f"transform must be one of {TRANSFORMS}; got {transform!r}")
     if columns and (ref is None or ref_coefficients is None):

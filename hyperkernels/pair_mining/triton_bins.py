@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
+from .op import check_tile
 from .reference import Problem
 from .triton_kernels import Tiles
 from .triton_order import (
@@ -169,7 +170,8 @@ def _check(tiles: Tiles, edges: torch.Tensor, offsets: torch.Tensor) -> None:
 
 
 def pair_bins(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    *problem, edges, offsets, _, _ = args
+    *problem, edges, offsets, row_tile, column_tile = args
+    check_tile(row_tile, column_tile)
     tiles = prepared(*problem)
     _check(tiles, edges, offsets)
     bins = len(edges) + tiles.n
@@ -193,7 +195,8 @@ def pair_bins(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
 
 
 def pair_bins_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *problem, edges, offsets, d_sum, _, _, need_x, need_ref = args
+    *problem, edges, offsets, d_sum, row_tile, column_tile, need_x, need_ref = args
+    check_tile(row_tile, column_tile)
     p = Problem(*problem)
     tiles = prepared(*problem)
     _check(tiles, edges, offsets)

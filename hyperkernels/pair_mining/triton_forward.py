@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .._triton_launch import launch
 from .._triton_math import sigmoid, softplus
-from .op import _side, transposed
+from .op import _side, check_tile, transposed
 from .reference import Problem, accumulate_dtype
 from .triton_kernels import Tiles, check, check_rows
 from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
@@ -303,6 +303,7 @@ def pair_statistics(
     column_tile: int,
 ) -> tuple[torch.Tensor, ...]:
     """The op `pair_statistics_triton`; what it returns stands in `op`. The tiles are those of the table here."""
+    check_tile(row_tile, column_tile)
     if columns and ref is None:
         raise ValueError("statistics of the columns need a ref")
     if transform not in TRANSFORMS:

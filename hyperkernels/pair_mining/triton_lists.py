@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
+from .op import check_tile
 from .triton_kernels import Tiles
 from .triton_order import prepared, splits_within
 from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
@@ -79,7 +80,8 @@ def _counts(tiles: Tiles, splits: int) -> torch.Tensor:
 
 
 def pair_count(*args: Any) -> torch.Tensor:
-    *problem, _, _ = args
+    *problem, row_tile, column_tile = args
+    check_tile(row_tile, column_tile)
     tiles = prepared(*problem)
     if tiles.n == 0 or tiles.m == 0:
         return tiles.x.new_zeros(tiles.n, dtype=torch.int64)
@@ -88,7 +90,8 @@ def pair_count(*args: Any) -> torch.Tensor:
 
 def pair_list(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the columns are split, the pairs are counted once more: the offsets do not tell the splits apart."""
-    *problem, offsets, total, _, _ = args
+    *problem, offsets, total, row_tile, column_tile = args
+    check_tile(row_tile, column_tile)
     tiles = prepared(*problem)
     if offsets.shape != (tiles.n + 1,) or offsets.dtype != torch.int64:
         raise ValueError(f"offsets must be [{tiles.n + 1}] int64; got {tuple(offsets.shape)} of {offsets.dtype}")

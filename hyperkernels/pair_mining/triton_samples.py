@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
+from .op import check_tile
 from .triton_order import best_of, key_dtype, lowest, merged, ordered, prepared, splits_within
 from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
@@ -104,7 +105,8 @@ def draw_kernel(
 
 
 def pair_sample(*args: Any) -> torch.Tensor:
-    *problem, draws, seed, weights, p0, p1, temperature, _, _ = args
+    *problem, draws, seed, weights, p0, p1, temperature, row_tile, column_tile = args
+    check_tile(row_tile, column_tile)
     if draws < 0:
         raise ValueError(f"draws must be at least 0; got {draws}")
     if weights not in ("exponential", "distance"):

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
+from .op import check_tile
 from .triton_kernels import PROGRAMS, Tiles
 from .triton_order import (
     NO_COLUMN,
@@ -193,7 +194,8 @@ def _better(best: Any, keys: torch.Tensor, first_column: int, k: int, dtype: tor
 
 
 def pair_top_k(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *problem, k, _, _ = args
+    *problem, k, row_tile, column_tile = args
+    check_tile(row_tile, column_tile)
     if k < 0:
         raise ValueError(f"k must be at least 0; got {k}")
     tiles = prepared(*problem)

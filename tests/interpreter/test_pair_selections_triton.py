@@ -5,6 +5,7 @@ Tiles are far smaller than on a GPU, so that small problems have many of them, w
 
 import pair_selection_cases as cases
 import pytest
+import tiled_ops
 import torch
 import triton
 import triton.language as tl
@@ -326,6 +327,11 @@ def test_wrong_arguments_raise():
     with pytest.raises(TypeError, match="int64"):
         at = torch.zeros(2, dtype=torch.int32)
         cases.op("pair_values")(*problem[:2], at, at, "dot")
+
+
+@pytest.mark.parametrize("name", tiled_ops.NAMES)
+def test_wrong_tiles_raise(name):
+    tiled_ops.check_refused(name, "_triton")
 
 
 def test_through_the_public_functions():
