@@ -30,7 +30,8 @@ def problem(n):
 
 def head(x, weight, target, classes):
     return OPS.class_statistics(
-        x, weight, target, scale[: len(x)], None, None, None, classes, "cosine", 1, True, True, 1e-12, -100, -1, 8, 0, 0.0, None
+        x, weight, target, scale[: len(x)], None, None, None, classes, "cosine", 1, True, True, 1e-12, -100, -1, 8, 0,
+        0.0, None,
     )
 
 def head_backward(target_center):
