@@ -49,18 +49,29 @@ def compiler() -> str | None:
 
 
 def cuda_support(torch_cuda: str | None, cuda_home: str | None) -> tuple[str | None, str]:
-    """(why the CUDA kernels cannot be built, or None; the architectures to build for)."""
+    """(why the CUDA kernels cannot be built, or None; the architectures to build for, in torch's notation)."""
     if torch_cuda is None:
         return "this torch has no CUDA", ""
     nvcc = Path(cuda_home or "", "bin", "nvcc")
     if cuda_home is None or not nvcc.exists():
         return "nvcc was not found (CUDA_HOME)", ""
+    header = Path(cuda_home, "include", "cuda_runtime.h")
+    if not header.exists():  # nvcc may be a wrapper of one that lies elsewhere
+        return f"{header} was not found (CUDA_HOME must be the folder of a whole CUDA toolkit)", ""
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     found = re.search(r"release (\d+)\.(\d+)", said)
     if found is None or found[1] != torch_cuda.split(".")[0]:
         return f"nvcc is of CUDA {found[1] if found else '?'}, torch of CUDA {torch_cuda}", ""
     blackwell = (int(found[1]), int(found[2])) >= (12, 8)
-    return None, "8.0;9.0;10.0+PTX" if blackwell else "8.0;9.0+PTX"
+    return None, "8.0;9.0;10.0;12.0+PTX" if blackwell else "8.0;9.0+PTX"
+
+
+def architectures(flags: list[str]) -> str:
+    """The compute capabilities that torch's -gencode flags compile for, as "8.0,9.0+PTX": users may have named GPUs."""
+    codes = re.findall(r"code=(sm|compute)_(\d+)(\d[af]?)", " ".join(flags))
+    portable = {(int(major), minor) for kind, major, minor in codes if kind == "compute"}
+    every = sorted({(int(major), minor) for _, major, minor in codes})
+    return ",".join(f"{v[0]}.{v[1]}{'+PTX' if v in portable else ''}" for v in every)
 
 
 def extension() -> dict:
@@ -83,14 +94,15 @@ def extension() -> dict:
     flags += last
     arguments = {"sources": SOURCES, "extra_compile_args": {"cxx": flags}, "extra_link_args": ["-fopenmp", *last]}
     make = cpp_extension.CppExtension
-    obstacle, architectures = cuda_support(torch.version.cuda, cpp_extension.CUDA_HOME)
+    obstacle, targets = cuda_support(torch.version.cuda, cpp_extension.CUDA_HOME)
     if obstacle is not None:
         say(f"the CUDA kernels are left out: {obstacle}")
     else:
-        names = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures).replace(" ", ";")
+        os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or targets
+        compiled = architectures(cpp_extension._get_cuda_arch_flags())
         arguments["sources"] = SOURCES + CUDA_SOURCES
         arguments["extra_compile_args"] = {
-            "cxx": [*flags, f"-DHK_CUDA_ARCHITECTURES={names.replace(';', ',')}"],
+            "cxx": [*flags, f"-DHK_CUDA_ARCHITECTURES={compiled}"],
             "nvcc": ["-O3", "--threads=4"],
         }
         make = cpp_extension.CUDAExtension

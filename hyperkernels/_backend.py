@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -98,17 +99,23 @@ def has_cuda_kernels() -> bool:
     return EXTENSION is not None and bool(EXTENSION.build_info()["cuda_architectures"])
 
 
+def _runs_on(device: tuple[int, int], architectures: str) -> bool:
+    """Whether a GPU of that compute capability runs one of a build's architectures, such as "8.0,9.0a,12.0+PTX"."""
+    for major, minor, only, portable in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
+        built = int(major), int(minor)
+        # "a" runs on its own capability alone, "f" on later ones of its family, PTX on all later ones.
+        later = {"a": False, "f": built[0] == device[0], "": built[0] == device[0] or bool(portable)}[only]
+        if built == device or (built < device and later):
+            return True
+    return False
+
+
 @cache
 def _built_for_this_gpu() -> bool:
     """Whether the machine's GPU can run the machine code or the PTX of the build; True where there is no GPU to ask."""
     if EXTENSION is None or not torch.cuda.is_available():
         return True
-    device = torch.cuda.get_device_capability()
-    for name in EXTENSION.build_info()["cuda_architectures"].split(","):
-        major, minor = (int(part) for part in name.removesuffix("+PTX").rstrip("af").split("."))
-        if (major, minor) <= device and (major == device[0] or name.endswith("+PTX")):
-            return True
-    return False
+    return _runs_on(torch.cuda.get_device_capability(), EXTENSION.build_info()["cuda_architectures"])
 
 
 def _interpreting() -> bool:

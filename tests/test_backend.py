@@ -71,6 +71,22 @@ def test_blocks_of_several_threads_may_end_in_any_order():
     assert _backend.choose("unit_norm", "cpu").reason == "cpp kernels serve cpu"
 
 
+@pytest.mark.parametrize(
+    ("architectures", "runs", "does_not"),
+    [
+        ("8.0,9.0", [(8, 0), (8, 6), (9, 0)], [(7, 5), (10, 0), (12, 0)]),
+        ("8.0,9.0+PTX", [(8, 9), (9, 0), (10, 0), (12, 1)], [(7, 5)]),
+        ("9.0a", [(9, 0)], [(8, 0), (9, 1), (10, 0)]),
+        ("10.0f", [(10, 0), (10, 3)], [(9, 0), (12, 0)]),
+        ("Hopper", [], [(9, 0)]),
+        ("", [], [(9, 0)]),
+    ],
+)
+def test_the_gpus_that_a_build_serves(architectures, runs, does_not):
+    assert all(_backend._runs_on(device, architectures) for device in runs)
+    assert not any(_backend._runs_on(device, architectures) for device in does_not)
+
+
 def test_an_unknown_instruction_set_is_refused():
     code = "import torch, hyperkernels as hk\ntry: hk.unit_norm(torch.ones(3))\nexcept ValueError as e: print(e)"
     assert "must be baseline, avx2 or avx512; got scalar" in run(code, HYPERKERNELS_CPU_CAPABILITY="scalar")
