@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _check
+from .._autocast import autocast_dtype
 from . import losses
 from .chunked import receiver_of
 from .margins.additive import ArcFace
@@ -84,12 +85,12 @@ def check_head(
     _check.tensor("weight", weight, _check.FLOAT_DTYPES, dim=2)
     _check.tensor("target", target, (torch.int64,), dim=1)
     receiver = receiver_of(weight)  # of the parameter itself, not of a copy in another dtype
-    autocast = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype)
-    if autocast:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    dtype = None if weight.dtype == torch.float64 else autocast_dtype(x)
+    if dtype is not None:
+        x = x.to(dtype)
         # Of sampled classes the head casts their own rows.
         weight = weight.to(x.dtype) if classes is None else weight
-    if weight.dtype != x.dtype and (classes is None or not autocast):
+    if weight.dtype != x.dtype and (classes is None or dtype is None):
         raise TypeError(f"weight must have the dtype of x ({x.dtype}); got {weight.dtype}")
     _check.same_device("weight", weight, "x", x)
     _check.same_device("target", target, "x", x)

@@ -319,7 +319,8 @@ def class_statistics(
     _backend.refuse_forward_mode("class_statistics", *leaves)
     for_backward = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
     count = count_classes(weight, classes, options.sub_centers)
-    keeps = for_backward and receiver is None
+    # Exported, the number of kept tiles would be a question to the size of the batch.
+    keeps = for_backward and receiver is None and not torch.compiler.is_exporting()
     sizes = (x.shape[0], count, options.sub_centers, x.shape[1], x.dtype, workspace if keeps else 0)
     block, kept_blocks = plan_triton(*sizes) if backend == "triton" else plan_cpp(*sizes)
     suffix = "_triton" if backend == "triton" else ""

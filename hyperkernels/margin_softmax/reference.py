@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .._autocast import autocast
+
 
 def unit_rows(v: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """v / max(|v|, eps) by rows, and |v|; a row shorter than eps is a constant for the gradient."""
@@ -137,7 +139,7 @@ def class_statistics(
     x = torch.where(active[:, None], x, 0)
     x_hat, x_norm = unit_rows(x, eps)
     w_hat = unit_rows(weight, eps)[0] if normalize_weight else weight
-    with torch.autocast(x.device.type, enabled=False):  # a cosine in half precision is no cosine
+    with autocast(x, None):  # a cosine in half precision is no cosine
         cos = (x_hat if normalize_x else x) @ w_hat.T
     cos = cos.view(len(x), count, sub_centers)
     center = cos.detach().argmax(2) if sub_centers > 1 else torch.zeros_like(cos[..., 0], dtype=torch.int64)

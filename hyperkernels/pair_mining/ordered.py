@@ -26,7 +26,7 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(index)
-        ctx.n = len(values)
+        ctx.n = values.shape[0]
         return values.index_select(0, index)
 
     @staticmethod

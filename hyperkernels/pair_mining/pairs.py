@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _check
+from .._autocast import autocast_dtype
 from ..unit_norm.functional import unit_norm
 from . import op, selections
 from .codes import codes
@@ -119,9 +120,8 @@ class Pairs:
         _check.tensor(name, v, _check.FLOAT_DTYPES, dim=2)
         if similarity == "cosine":
             v = unit_rows(v, eps)
-        if torch.is_autocast_enabled(v.device.type) and v.dtype != torch.float64:
-            v = v.to(torch.get_autocast_dtype(v.device.type))
-        return v
+        dtype = autocast_dtype(v)
+        return v if dtype is None else v.to(dtype)
 
     def _integers(self, name: str, value: Any, n: int) -> torch.Tensor | None:
         if value is None:
@@ -303,11 +303,11 @@ class Pairs:
         if self._in_order(select):
             _, ref_order, place = self._by_label()
             offsets, columns, similarities = selections.listed(self._sorted(problem), SORTED_TILE)
-            back, offsets = moved(offsets, place, len(columns))
+            back, offsets = moved(offsets, place, columns.shape[0])
             columns, similarities = ref_order[columns[back]], similarities[back]
         else:
             offsets, columns, similarities = selections.listed(problem)
-        rows = torch.repeat_interleave(offsets.diff(), output_size=len(columns))
+        rows = torch.repeat_interleave(offsets.diff(), output_size=columns.shape[0])
         return Listed(rows, columns, similarities, offsets)
 
     def sample(
@@ -334,9 +334,9 @@ class Pairs:
         if not self._in_order(select):
             return selections.binned(problem, edges, offsets)
         order, _, place = self._by_label()
-        chosen, after = moved(offsets, order, len(edges))
+        chosen, after = moved(offsets, order, edges.shape[0])
         found = selections.binned(self._sorted(problem), edges[chosen], after, SORTED_TILE)
         bins = after + torch.arange(self.n + 1, device=after.device)  # one more than edges in every row
-        back, _ = moved(bins, place, len(edges) + self.n)
+        back, _ = moved(bins, place, edges.shape[0] + self.n)
         count, total, high, index = (v.index_select(0, back) for v in found)
         return count, total, high, self._columns(index)

@@ -20,7 +20,7 @@ def rising(found: Listed, values: torch.Tensor) -> torch.Tensor:
 
 def own_bin(found: Listed) -> torch.Tensor:
     """Where one edge per pair is sorted in each row, the last bin below each edge."""
-    return torch.arange(len(found.rows), device=found.rows.device) + found.rows
+    return torch.arange(found.rows.shape[0], device=found.rows.device) + found.rows
 
 
 def hardest_below(pairs: Pairs, found: Listed) -> torch.Tensor:
@@ -29,7 +29,7 @@ def hardest_below(pairs: Pairs, found: Listed) -> torch.Tensor:
     order = rising(found, found.similarities)
     counts, _, _, columns = pairs.binned("negative", below(found.similarities[order]), found.offsets)
     # The hardest below an edge is that of the last bin, of the row's, which is not empty and not above the edge.
-    bins = torch.arange(len(counts), device=counts.device)
+    bins = torch.arange(counts.shape[0], device=counts.device)
     best = torch.where(counts > 0, bins, -1).cummax(0).values[own_bin(found)]
     hardest = torch.empty_like(found.rows)
     hardest[order] = torch.where(best >= found.offsets[found.rows] + found.rows, columns[best.clamp_min(0)], -1)

@@ -135,7 +135,7 @@ def listed(problem: Problem, tile: Tile = Tile()) -> tuple[torch.Tensor, torch.T
     run = kernel("pair_list", problem)
     if run is None:
         return offsets, *reference.listed(problem, offsets)
-    return offsets, *run(*problem, offsets, int(offsets[-1]), *tile)
+    return offsets, *run(*problem, offsets, offsets[-1].item(), *tile)
 
 
 def sample(

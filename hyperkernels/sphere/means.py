@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _check
+from .._autocast import autocast
 from ..pair_mining.pairs import Pairs, unit_rows
 from ..unit_norm.functional import unit_norm
 from .functional import exp_map
@@ -70,7 +71,7 @@ def frechet_mean(x: torch.Tensor, weights: torch.Tensor | None = None, *, iterat
         share = share * weights.to(share.dtype)
     total = share.sum()
     share = share / torch.where(total == 0, 1, total)
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast(x, None):
         mu = unit_rows((share @ unit)[None], EPS)
         for _ in range(iterations):
             # No logarithm is stored: log_mu(x) = theta / sin(theta) (x - cos(theta) mu), and exp_map takes tangents.
@@ -94,7 +95,7 @@ def circular_variance(x: torch.Tensor) -> torch.Tensor:
     """
     unit, share = _rows(x)
     share = share / share.sum().clamp_min(1)
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast(x, None):
         mean = share @ unit
         spread = share @ (unit - mean).square().sum(1)  # 1 - |mean|^2
     return spread / (1 + torch.linalg.vector_norm(mean))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ... import _check
+from ..._autocast import autocast
 from ...distributed.draws import shared
 from ...distributed.head import Shard
 from ...margin_softmax import losses
@@ -140,7 +141,7 @@ class PartialFC_V2(PartialFC):
             self.draws.add_(1)
         if self.margin_softmax is not None:
             margin, self.scale = self.margin_softmax.fused(), self.margin_softmax.s
-        with torch.autocast(x.device.type, torch.float16, enabled=self.fp16):
+        with autocast(x, torch.float16 if self.fp16 else None):
             head, _ = self.head(x, labels, step)
         if head.sampled is not None:
             if head.receiver is not None and torch.is_grad_enabled():

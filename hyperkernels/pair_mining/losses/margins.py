@@ -161,10 +161,10 @@ def _all_hinge(pairs: Pairs, margin: float) -> tuple[torch.Tensor, torch.Tensor,
     count, total, _, _ = pairs.binned("negative", positives - margin, found.offsets)
     numbers = torch.arange(pairs.n + 1, device=row.device)
     starts = found.offsets + numbers  # of the bins of every row
-    bin_row = torch.repeat_interleave(starts.diff(), output_size=len(count))
-    number = torch.arange(len(count), device=row.device) - starts[bin_row]
+    bin_row = torch.repeat_interleave(starts.diff(), output_size=count.shape[0])
+    number = torch.arange(count.shape[0], device=row.device) - starts[bin_row]
     until = torch.nn.functional.pad(count.cumsum(0), (1, 0))
-    above = until[starts[row + 1]] - until[torch.arange(len(row), device=row.device) + row + 1]
+    above = until[starts[row + 1]] - until[torch.arange(row.shape[0], device=row.device) + row + 1]
     value = pairs.values(row, found.columns[order])
     # A NaN may be in any bin: also where it counts zero times it is the row's, if that has a positive.
     push = torch.where(found.offsets.diff()[bin_row] > 0, number * total, 0)
@@ -336,4 +336,4 @@ def tuplet_margin_of(pairs: Pairs, margin: float, scale: float, reduction: str =
     eased = cos * math.cos(slack) + sine * math.sin(slack)
     negatives = pairs.statistics("negative", transform=LINEAR, scale=scale).value
     loss = softplus(take(negatives, found.rows) - scale * eased)
-    return reduce(row_sums(loss, found.offsets), reduction, len(loss))
+    return reduce(row_sums(loss, found.offsets), reduction, loss.shape[0])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ... import _check
+from ..._autocast import autocast
+from ..codes import run_starts
 from ..pairs import LINEAR, Pairs
 from ..reference import accumulate_dtype
 from .common import REDUCTIONS, Number, normalized, numbered, reduce_counted, scalar, softplus
@@ -156,14 +157,14 @@ def soft_triple(
 
     def block(unit: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-sum-exp over the logits of the block's classes, and the logit of the row's own class, if here."""
-        s = (unit @ weight.to(unit.dtype).flatten(0, 1).T).view(len(unit), len(weight), k)
-        own = label[:, None] == torch.arange(len(weight), device=label.device)
+        s = (unit @ weight.to(unit.dtype).flatten(0, 1).T).view(unit.shape[0], weight.shape[0], k)
+        own = label[:, None] == torch.arange(weight.shape[0], device=label.device)
         logits = la * ((torch.softmax(s / gamma, 2) * s).sum(2) - margin * own.to(s.dtype))
         return logits.logsumexp(1), torch.where(own, logits, 0).sum(1)
 
     size = max(1, _BLOCK // max(1, pairs.n * k))
     over, target = [], unit.new_zeros(pairs.n)
-    with torch.autocast(unit.device.type, enabled=False):  # pairs.x is in its dtype already
+    with autocast(unit, None):  # pairs.x is in its dtype already
         for number, part in enumerate(weight.split(size)):
             lse, logit = checkpoint(
                 block, unit, classes_of - number * size, part, use_reentrant=False, preserve_rng_state=False
@@ -216,8 +217,8 @@ def _class_means(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, t
     """The mean of every class in the batch, [N, D], and which of these rows are classes, [N]: their number is never
     read on the host. Sums run over the rows in their order."""
     order = labels.argsort(stable=True)
-    begins = F.pad(labels[order].diff() != 0, (1, 0), value=True)[: len(x)]
-    counts = torch.zeros_like(order).scatter_add_(0, begins.cumsum(0) - 1, torch.ones_like(order))
+    number = run_starts(labels[order]).cumsum(0) - 1
+    counts = torch.zeros_like(order).scatter_add_(0, number, torch.ones_like(order))
     rows = x[order].to(accumulate_dtype(x.dtype))
-    sums = torch.segment_reduce(rows, "sum", lengths=counts, axis=0, unsafe=True) if len(x) else rows
+    sums = torch.segment_reduce(rows, "sum", lengths=counts, axis=0, unsafe=True) if x.shape[0] else rows
     return sums / counts.clamp_min(1)[:, None], counts > 0

@@ -175,7 +175,7 @@ def n_pairs(
 def n_pairs_of(
     pairs: Pairs, anchors: torch.Tensor, positives: torch.Tensor, *, scale: Number, reduction: str = "mean"
 ) -> torch.Tensor:
-    number = torch.arange(len(anchors), device=anchors.device)
+    number = torch.arange(anchors.shape[0], device=anchors.device)
     chosen = Pairs(pairs.x[anchors], number, pairs.keys[positives], number, similarity=pairs.similarity)
     return info_nce_of(chosen, scale=scale, paired=True, reduction=reduction)
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ... import _check
+from ..._autocast import autocast
 from ..pairs import LINEAR, SOFTPLUS, Pairs
 from .common import (
     REDUCTIONS,
@@ -72,7 +73,7 @@ def log_mean_exp_of(pairs: Pairs, *, scale: Number, shift: float = 0.0) -> torch
 
 
 def _logsumexp(v: torch.Tensor) -> torch.Tensor:
-    return v.logsumexp(0) if len(v) else v.sum()
+    return v.logsumexp(0) if v.shape[0] else v.sum()
 
 
 def calibrated_uniformity(
@@ -117,7 +118,7 @@ def calibrated_uniformity(
     if n < 2:
         return (a.sum() + b.sum()) * 0
     size = max(1, _BLOCK // n)
-    with torch.autocast(a.device.type, enabled=False):  # a and b are rounded to its dtype already
+    with autocast(a, None):  # a and b are rounded to its dtype already
         parts = [
             checkpoint(block, a, b, first, min(first + size, n), use_reentrant=False, preserve_rng_state=False)
             for first in range(0, n - 1, size)

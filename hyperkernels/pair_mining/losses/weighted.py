@@ -201,7 +201,7 @@ def lifted_of(pairs: Pairs, near: float, far: float, reduction: str = "mean") ->
     negatives = torch.where(some, torch.logaddexp(torch.where(some, a, 0), torch.where(some, b, 0)) - far, 0)
     hinge = (negatives + near - pairs.values(found.rows, found.columns)).relu()
     loss = torch.where(rows.count.sum() > 0, hinge.square() / 2, 0)
-    return reduce(row_sums(loss, found.offsets), reduction, len(loss))
+    return reduce(row_sums(loss, found.offsets), reduction, loss.shape[0])
 
 
 def generalized_lifted(
@@ -392,5 +392,6 @@ def _ranked(
         if scale:
             mean = mean.detach() + (lse - lse.detach()) / scale
         lse = lse.detach()
-    share = torch.sigmoid(lse - scale * threshold - math.log(max(columns, 1) * 1e-5))
+    floor = torch.full((), columns, dtype=torch.float64).clamp_min(1).mul(1e-5).log()  # columns may be a symbol
+    share = torch.sigmoid(lse - scale * threshold - floor)
     return torch.where(some, sign * (mean - threshold) * share, 0)

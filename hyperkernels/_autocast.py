@@ -1,0 +1,25 @@
+"""Autocast on any device, also on those that have none, as "meta"."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """The dtype that autocast computes in on the device of x; None where it is off, and for float64, which stays as it
+    is."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def autocast(x: torch.Tensor, dtype: torch.dtype | None) -> Any:
+    """Compute in that dtype on the device of x, whatever autocast says around it; None: in the tensors' own."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, dtype, enabled=dtype is not None)
