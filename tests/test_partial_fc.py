@@ -6,6 +6,7 @@ from functools import partial
 import partial_fc_cases as cases
 import partial_fc_checkpoint_cases as resumed
 import partial_fc_training_cases as training
+import partial_fc_wrapping_cases as wrapping
 import pytest
 import torch
 from partial_fc_ranks import launch
@@ -62,6 +63,10 @@ def check_the_killed_run_goes_on(folder):
     resumed.close(found, resumed.train(*resumed.made("SGD"), range(8))[4:])
     with pytest.raises(FileExistsError):
         hk.distributed.save(folder / "step-4", model)
+
+
+def test_wrapped():
+    launch(2, {name: check for name, check in vars(wrapping).items() if name.startswith("check_")})
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)

@@ -43,6 +43,8 @@ class Ranks:
         self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
         if self.rank < 0:
             raise ValueError("process_group must contain this process")
+        # As torch.distributed numbers all processes.
+        self.members = (0,) if group is None else tuple(dist.get_process_group_ranks(group))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
         return self  # a copy of a module works with the same processes

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from .. import _check
+from .._autocast import autocast_dtype
 from ..distributed.checkpoint import as_dtensor, local_rows
 from ..distributed.collectives import Ranks, gather_batch
 from ..distributed.draws import draw_centers, sample_classes, shared
 from ..distributed.head import ABSENT, IGNORED, Shard, ShardedHead
 from ..distributed.shards import Shards
+from ..distributed.wrappers import holder, surroundings
 from ..margin_softmax import losses
 from ..margin_softmax.functional import ClassStatistics, check_head
 from ..margin_softmax.margins import ArcFace, Margin
@@ -78,14 +80,16 @@ class PartialFC(MarginHead):
     ``state_dict`` gives the weight as a DTensor over the ranks, as torch.distributed.checkpoint wants it; see
     ``hk.distributed.save``. ``load_state_dict`` takes that, the rows of this rank or those of all ranks.
 
-    All ranks must take part in every forward and every backward, and the module must not be wrapped in
-    DistributedDataParallel or FSDP: it does their work for its own parameters. Clip gradients by
+    All ranks must take part in every forward and every backward, and the weight must be out of DistributedDataParallel
+    and FSDP, which would take the shards for copies of each other: the module does their work for its own parameters.
+    A model that holds the head may be wrapped if the wrapper leaves its weight out. Clip gradients by
     ``hk.distributed.clip_grad_norm_``.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
         IndexError: a target out of range, on the CPU, on all ranks. Elsewhere such a row is NaN.
-        RuntimeError: another rank has died or failed.
+        RuntimeError: another rank has died or failed; DistributedDataParallel or FSDP holds the weight, at the first
+            forward.
 
     Partial FC, An et al., 2022 (arXiv 2203.15565).
     """
@@ -147,6 +151,7 @@ class PartialFC(MarginHead):
         shape = (self.num_local * sub_centers, embedding_size)
         self.weight = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self._marked = 0
+        self._looked = (0, 0)  # where, for a wrapper
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64, device=device))
         self.reset_parameters()
 
@@ -166,6 +171,23 @@ class PartialFC(MarginHead):
             state_dict[prefix + "weight"] = local_rows(value, self.shards, self.ranks, self.sub_centers)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _refuse_wrappers(self) -> None:
+        """Look for what takes the shards of all ranks for copies of one, again where something may have changed."""
+        if self.world_size == 1:
+            return
+        looked = (id(self), surroundings())
+        if self._looked == looked:
+            return
+        wrapper = holder(id(self), id(self.weight), self.ranks.members)
+        if wrapper:
+            raise RuntimeError(
+                f"weight must be out of {wrapper}, which takes the classes of every rank for copies of the same ones "
+                "and overwrites them: make the head anew, and wrap what is beside it alone, such as the backbone, or "
+                "leave the head out (_ddp_params_and_buffers_to_ignore of DistributedDataParallel, ignored_params of "
+                "fully_shard, ignored_modules of FullyShardedDataParallel)"
+            )
+        self._looked = looked
+
     def _check_batch(self, x: Any, target: Any) -> torch.Tensor:
         """x as the weight wants it; what can be wrong with one rank's batch is said before any rank waits for it."""
         _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
@@ -178,8 +200,9 @@ class PartialFC(MarginHead):
             raise ValueError(f"target must have one entry per row of x ({len(x)}); got shape {tuple(target.shape)}")
         if self.batch_size is not None and len(x) > self.batch_size:
             raise ValueError(f"x must have at most batch_size={self.batch_size} rows; got {len(x)}")
-        if torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, self.weight.dtype):
-            return x.to(torch.get_autocast_dtype(x.device.type))
+        dtype = autocast_dtype(x)
+        if dtype is not None and self.weight.dtype != torch.float64:
+            return x.to(dtype)
         if x.dtype != self.weight.dtype:
             raise TypeError(f"x must have the dtype of weight ({self.weight.dtype}); got {x.dtype}")
         return x
@@ -219,6 +242,7 @@ class PartialFC(MarginHead):
     ) -> tuple[losses.Head, int]:
         """The head on the global batch with the classes that this step samples, and which of its rows is this rank's
         first."""
+        self._refuse_wrappers()
         x = self._check_batch(x, target)
         factor = self.world_size if self.gradient_reduction == "mean" else 1
         x, target, first = gather_batch(x, target, self.ranks, self.batch_size, self.ignore_index, factor)
