@@ -36,8 +36,10 @@ def _library() -> ctypes.CDLL:
     folder = Path(knobs.cache.dir) / "pretend_driver"
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libcuda.so.1"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)]
+    new = folder / f"{os.getpid()}.so"  # another process may have the library open
+    command = ["cc", "-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", "-o", str(new), str(source)]
     subprocess.run(command, check=True)
+    new.rename(library)
     os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
     return ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 

@@ -7,7 +7,7 @@ stack=$1
 copy="$stack/source"
 export PATH="$stack/bin:$PATH" CUDA_HOME HYPERKERNELS_BUILD=1 TRITON_CACHE_DIR="$stack/triton"
 CUDA_HOME=$(python -c 'from importlib.util import find_spec as f; print(f("nvidia").submodule_search_locations[0] + "/cu13")')
-# A folder of the checkout may be among the STACK's parents: what begins with a dot is left out anyhow.
+# The STACK may lie in this tree, and is no part of it.
 inside=$(realpath --relative-to=. "$stack")
 [ -d /usr/lib/ccache ] && export PATH="/usr/lib/ccache:$PATH" CCACHE_BASEDIR="$copy" CCACHE_NOHASHDIR=1
 

@@ -76,7 +76,7 @@ def test_a_grid_that_does_not_fit(grid):
 
 def test_too_much_shared_memory():
     with pytest.raises(OutOfResources, match="shared memory"):
-        product_kernel[(1,)](ONE, SIZE=256, num_stages=4)
+        product_kernel[(1,)](ONE.half(), SIZE=128, num_stages=8, num_warps=8)
 
 
 def test_too_many_threads():
@@ -92,8 +92,6 @@ def test_none_where_a_kernel_wants_a_pointer():
 def test_tuples_with_and_without_none():
     store_both_kernel[(1,)](Pair(ONE, ONE), 3)
     store_both_kernel[(1,)](Pair(ONE, None), 3)
-    with pytest.raises(CompilationError):
-        store_both_kernel[(1,)]((ONE, None), 3)  # has no names
 
 
 def test_an_argument_too_few():
@@ -102,10 +100,10 @@ def test_an_argument_too_few():
 
 
 def test_a_number_that_is_1_is_a_constant():
-    """Triton compiles it as one: what only numbers of the device can do fails there alone."""
+    """What only a number of the device can do fails there alone."""
     widen_kernel[(1,)](ONE.long(), 2)
-    handle = widen_kernel[(1,)](ONE.long(), 1)
-    assert (1,) in handle.src.constants
+    with pytest.raises(CompilationError, match="no attribute 'to'"):
+        widen_kernel[(1,)](ONE.long(), 1)
 
 
 def test_a_kernel_with_a_stack_is_seen():
