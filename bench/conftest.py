@@ -27,6 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device cuda needs a CUDA device, and torch {torch.__version__} sees none")
     config.option.benchmark_timer = f"{CLOCK.__module__}.CLOCK"
     CLOCK.device = config.option.device
     config.stash[REPORT] = Report(config)

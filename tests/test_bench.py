@@ -107,6 +107,15 @@ def test_a_family_that_is_not_there_is_named():
     assert "nonsense: not among" in done.stderr
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line():
+    command = [sys.executable, "-m", "bench", "unit_norm", "--quick", "--device", "cuda"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    (line,) = (done.stdout + done.stderr).strip().splitlines()
+    assert "--device cuda needs a CUDA device" in line
+
+
 def test_tables_in_the_documents_are_those_of_the_results():
     for page in docs.pages():
         text = page.read_text()
