@@ -35,8 +35,8 @@ def _found() -> list[tuple[str, str]]:
         rows.append(
             ("cuda", f"no device ({'torch built without it' if torch.version.cuda is None else 'none visible'})")
         )
-    triton = "not installed"
-    if _backend.has_triton():
+    triton = _backend.triton_obstacle()
+    if triton is None:
         import triton as module
 
         triton = module.__version__

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 ENV_VARIABLE = "HYPERKERNELS_BACKEND"
+OLDEST_TRITON = (3, 5)
 BUILD_COMMAND = "pip install --no-build-isolation -e ."
 
 # What each family has hand-written kernels for. `python -m hyperkernels` and `select` both read it.
@@ -90,8 +91,19 @@ def _untraced(function: Function) -> Function:
 
 
 @cache
+def triton_obstacle() -> str | None:
+    """Why Triton cannot run the kernels; None when it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    version = importlib.import_module("triton").__version__
+    # An older one cannot take named tuples as arguments, or spills registers.
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON:
+        return f"Triton {version} is too old: the kernels need {'.'.join(map(str, OLDEST_TRITON))} or later"
+    return None
+
+
 def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return triton_obstacle() is None
 
 
 @cache
@@ -144,7 +156,7 @@ def _unavailable(family: str, name: str, device_type: str) -> str | None:
             return f"the extension was built for other GPUs ({EXTENSION.build_info()['cuda_architectures']})"
         return None if device_type == "cuda" else f"cuda kernels run on cuda, not on {device_type}"
     if not has_triton():
-        return "Triton is not installed"
+        return triton_obstacle()
     if device_type == "cpu" and not _interpreting():
         return "Triton runs on the cpu only in its interpreter (TRITON_INTERPRET=1)"
     return None if device_type in ("cpu", "cuda") else f"triton kernels run on cuda, not on {device_type}"

@@ -1,8 +1,11 @@
 """Which backend runs, what is said about it, and that forcing one is obeyed or refused."""
 
+import importlib.machinery
 import os
+import re
 import subprocess
 import sys
+import types
 import warnings
 
 import forced_compile_cases
@@ -12,6 +15,7 @@ from support import ROOT
 
 import hyperkernels as hk
 from hyperkernels import _backend
+from hyperkernels.__main__ import main
 
 
 def run(code, **environment):
@@ -114,6 +118,41 @@ def test_the_environment_forces_too():
     assert "HYPERKERNELS_BACKEND must be one of" in run(code, HYPERKERNELS_BACKEND="fast")
 
 
+@pytest.fixture
+def triton_of(monkeypatch):
+    """Puts a Triton of that version in the place of the one installed."""
+
+    def forget():
+        _backend.triton_obstacle.cache_clear()
+        _backend._default.cache_clear()
+
+    def install(version):
+        module = types.ModuleType("triton")
+        module.__spec__, module.__version__ = importlib.machinery.ModuleSpec("triton", None), version
+        monkeypatch.setitem(sys.modules, "triton", module)
+        forget()
+
+    yield install
+    forget()
+
+
+@pytest.mark.parametrize("version", ["2.3.1", "3.4.0", "3.4.0+git5389ed79"])
+def test_triton_that_is_too_old_is_refused(version, triton_of, monkeypatch, capsys):
+    triton_of(version)
+    wanted = f"Triton {version} is too old: the kernels need 3.5 or later"
+    assert not _backend.has_triton()
+    with hk.backend("triton"), pytest.raises(RuntimeError, match=f"forces the backend 'triton'.*{re.escape(wanted)}"):
+        hk.unit_norm(torch.ones(3))
+    main()
+    assert wanted in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  triton "))
+
+
+@pytest.mark.parametrize("version", ["3.5.0", "3.5.1+git1", "3.10.0", "4.0"])
+def test_triton_that_is_new_enough(version, triton_of):
+    triton_of(version)
+    assert _backend.has_triton()
+
+
 def test_without_the_extension_everything_still_works_with_one_warning():
     code = """
 import importlib.util, warnings
@@ -172,6 +211,7 @@ def test_every_instruction_set_is_right(capability):
     code = """
 import torch, hyperkernels as hk
 from hyperkernels import _backend
+from hyperkernels.__main__ import main
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
     x = (torch.randn(50, 77) * 1e-3).to(dtype)
