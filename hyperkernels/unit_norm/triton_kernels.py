@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import _check
 from .._triton_launch import launch
 from .._triton_math import load
 
@@ -276,8 +277,15 @@ def _launch(
     )
 
 
+def _check_rows(x: torch.Tensor) -> None:
+    _check.tensor("x", x, _check.FLOAT_DTYPES)
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension; got a scalar")
+
+
 def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     """x / max(|x|, eps) over the last dimension; contiguous."""
+    _check_rows(x)
     x = x.contiguous()
     y = torch.empty_like(x)
     _launch(forward_kernel, forward_wide_kernel, (x, y), eps)
@@ -285,12 +293,21 @@ def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def unit_norm_(x: torch.Tensor, eps: float) -> None:
-    """The same, written over a contiguous x."""
-    _launch(forward_kernel, forward_wide_kernel, (x, x), eps)
+    """The same, written over x."""
+    _check_rows(x)
+    y = x.contiguous()
+    _launch(forward_kernel, forward_wide_kernel, (y, y), eps)
+    if y is not x:
+        x.copy_(y)
 
 
 def unit_norm_backward(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
     """The gradient of `unit_norm` with respect to x; contiguous."""
+    _check_rows(x)
+    if grad.shape != x.shape or grad.dtype != x.dtype:
+        raise ValueError(
+            f"grad must have the shape and dtype of x, {tuple(x.shape)} {x.dtype}; got {tuple(grad.shape)} {grad.dtype}"
+        )
     grad, x = grad.contiguous(), x.contiguous()
     dx = torch.empty_like(x)
     _launch(backward_kernel, backward_wide_kernel, (grad, x, dx), eps)

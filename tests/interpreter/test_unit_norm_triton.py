@@ -98,3 +98,26 @@ def test_gradients_in_float64():
     with hk.backend("triton"):
         for eps in (1e-12, 100.0):
             assert torch.autograd.gradcheck(lambda v, eps=eps: hk.unit_norm(v, eps=eps), x)
+
+
+@pytest.mark.parametrize("name", ["unit_norm_triton", "unit_norm__triton", "unit_norm_backward_triton"])
+def test_wrong_tensors_are_refused(name):
+    op, rows = getattr(torch.ops.hyperkernels, name), torch.randn(4, 3)
+    with pytest.raises(ValueError, match="x must have at least one dimension"):
+        op(*[torch.tensor(1.0)] * (1 + ("backward" in name)), 1e-12)
+    with pytest.raises(TypeError, match="x must have dtype float64, float32, bfloat16, float16; got int64"):
+        op(*[rows.long()] * (1 + ("backward" in name)), 1e-12)
+    if "backward" in name:
+        for grad in (rows[:3], rows.double(), rows.long(), torch.randn(4, 4), torch.empty(0, 3)):
+            with pytest.raises(ValueError, match="grad must have the shape and dtype of x"):
+                op(grad, rows, 1e-12)
+
+
+def test_rows_that_are_not_contiguous_are_written_in_place():
+    around = torch.randn(5, 8)
+    x, before = around[1:, 1:7:2], around.clone()
+    wanted = torch.nn.functional.normalize(x)
+    torch.ops.hyperkernels.unit_norm__triton(x, 1e-12)
+    torch.testing.assert_close(x, wanted)
+    x.copy_(before[1:, 1:7:2])
+    assert torch.equal(around, before)
