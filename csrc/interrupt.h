@@ -19,7 +19,8 @@ void set_interruption(void (*check)());
 // Belongs to one call of an op, and is made in the thread that called it.
 class Interrupt {
  public:
-  // Whether the loops are to be left. For every thread, before each tile: it is cheap beside one.
+  // Whether the loops are to be left. For every thread, before each tile that is computed: it is cheap beside one, and
+  // not beside a tile that is passed over.
   bool called() {
     if (left_.load(std::memory_order_relaxed)) return true;
     if (std::this_thread::get_id() != caller_ || Clock::now() < next_) return false;

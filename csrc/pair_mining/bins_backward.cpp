@@ -126,8 +126,8 @@ class BinsBackward {
       const at::Tensor& x = tiles.take_rows(row, rows);
       for (int64_t b = lanes_.begin(lane); b < lanes_.begin(lane + 1); ++b) {
         const int64_t first = b * p_.column_tile, count = std::min(p_.column_tile, p_.columns.n - first);
-        if (interrupt_.called()) return;
         if (!may_count(p_, row, rows, first, count)) continue;
+        if (interrupt_.called()) return;
         const at::Tensor& y = tiles.take_columns(first, count);
         tiles.similarities(memory.u(), memory.ld);
         std::fill(column_factors.begin(), column_factors.end(), 0.0);

@@ -55,17 +55,17 @@ class Schedule {
 };
 
 // Calls f(place) for the tiles of an item in which a pair may count. Of x with itself those are the tiles above the
-// diagonal, and squares on it. An interrupt ends it.
+// diagonal, and squares on it; after an interrupt none.
 template <class F>
 void over_tiles(const Problem& p, const Item& item, Interrupt& interrupt, F f) {
   const auto visit = [&](int64_t row, int64_t rows, int64_t column, int64_t columns, bool diagonal) {
-    if (columns > 0 && may_count(p, row, rows, column, columns)) f(TilePlace{row, rows, column, columns, diagonal});
+    if (columns <= 0 || !may_count(p, row, rows, column, columns) || interrupt.called()) return;
+    f(TilePlace{row, rows, column, columns, diagonal});
   };
   for (int64_t column = item.column; column < item.column_end; column += p.column_tile) {
     const int64_t column_end = std::min(column + p.column_tile, item.column_end);
     const int64_t row_end = p.self ? std::min(item.row_end, column_end) : item.row_end;
     for (int64_t row = item.row, rows = 0; row < row_end; row += rows) {
-      if (interrupt.called()) return;
       rows = std::min(p.row_tile, row_end - row);
       if (p.self) rows = std::min(rows, p.column_tile - row % p.column_tile);
       const bool meets_diagonal = p.self && row >= column;

@@ -74,8 +74,8 @@ void sweep(const Problem& p, const Lanes& lanes, Make make, Merge merge) {
     tiles.take_rows(row, rows);
     for (int64_t b = lanes.begin(lane); b < lanes.begin(lane + 1); ++b) {
       const int64_t first = b * p.column_tile, count = std::min(p.column_tile, p.columns.n - first);
-      if (interrupt.called()) return;
       if (!may_count(p, row, rows, first, count)) continue;
+      if (interrupt.called()) return;
       tiles.take_columns(first, count);
       tiles.similarities(memory.u(), memory.ld);
       for (int64_t i = 0; i < rows; ++i) {
