@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -26,6 +27,17 @@ def tensor(
 def same_device(name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name} ({other.device}); got {value.device}")
+
+
+def state_on_device(name: str, value: Any, other_name: str, other: torch.Tensor) -> None:
+    """Raise where parameters or buffers of a module lie elsewhere; what is no module has none."""
+    if isinstance(value, torch.nn.Module):
+        for own_name, own in itertools.chain(value.named_parameters(), value.named_buffers()):
+            if own.device != other.device:
+                raise ValueError(
+                    f"{name} must be on the device of {other_name} ({other.device}), where "
+                    f"{name}.to({other_name}.device) puts it; got {own_name} on {own.device}"
+                )
 
 
 def integer(name: str, value: Any, minimum: int | None = None) -> int:

@@ -15,6 +15,13 @@ def load(pointers, mask):
 
 
 @triton.jit
+def mask_if(condition, mask):
+    """The mask where a scalar condition holds, else nothing. Some interpreters take no scalar for a mask or for a part
+    of one."""
+    return tl.where(condition, mask, False)
+
+
+@triton.jit
 def root(x):
     """Rounded correctly."""
     return tl.sqrt(x) if x.dtype == tl.float64 else tl.math.sqrt_rn(x)

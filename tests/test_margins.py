@@ -183,6 +183,23 @@ def test_heads_that_do_not_fit(margin, options, message):
         hk.margin_softmax_loss(x, weight, target, margin=margin, **options)
 
 
+@pytest.mark.parametrize(
+    ("margin", "name"),
+    [
+        (hk.margins.CurricularFace(), "t"),
+        (hk.margins.ClassMargin(torch.nn.Parameter(torch.zeros(9))), "margins"),
+        (hk.margins.InterClassFilter(0.4, hk.margins.AdaFace()), "margin.batch_mean"),
+        (torch.nn.PReLU(), "weight"),
+    ],
+)
+def test_state_on_another_device_is_refused(margin, name):
+    """Nothing is copied from device to device behind the caller's back."""
+    x, weight, target = torch.randn(6, 4), torch.randn(9, 4), torch.randint(9, (6,))
+    message = rf"margin must be on the device of x \(cpu\).*margin.to\(x.device\).*got {name} on meta"
+    with pytest.raises(ValueError, match=message):
+        hk.margin_softmax_loss(x, weight, target, margin=margin.to("meta"))
+
+
 def test_class_margins_need_their_classes():
     with pytest.raises(TypeError, match="ClassMargin needs the rows' classes"):
         hk.margins.ClassMargin(torch.zeros(3))(ANGLES.cos(), NORM)

@@ -34,7 +34,7 @@ def sampled(n, c, d, r, dtype, sub_centers=1):
 @pytest.mark.parametrize(("n", "c", "d", "r"), [(1, 50, 64, 1), (33, 3000, 130, 700), (256, 50000, 512, 5000)])
 def test_sampled_classes_equal_the_gathered_rows(n, c, d, r, sub_centers, dtype, poisoned_memory):
     whole, gathered, classes = sampled(n, c, d, r, dtype, sub_centers)
-    for options in ({}, {"margin": hk.margins.CurricularFace()}, {"label_smoothing": 0.1}, {"scale": 20.0}):
+    for options in ({}, {"margin": hk.margins.CurricularFace().cuda()}, {"label_smoothing": 0.1}, {"scale": 20.0}):
         heads = [copy.deepcopy(options) | {"sub_centers": sub_centers} for _ in range(2)]
         loss, dx, dweight = step(*whole, classes=classes, **heads[0])
         right, dx_right, dfew = step(*gathered, **heads[1])

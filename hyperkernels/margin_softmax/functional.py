@@ -278,7 +278,8 @@ def margin_softmax_loss(
         weight: class centres [C * sub_centers, D] of the same dtype, normalised inside as well; row = class *
             sub_centers + centre.
         target: class indices [N], int64, in [0, C) or equal to ``ignore_index``.
-        margin: one of ``hk.margins``, or a callable ``(target_cos [N], x_norm [N]) -> target logit / scale [N]``.
+        margin: one of ``hk.margins``, or a callable ``(target_cos [N], x_norm [N]) -> target logit / scale [N]``. The
+            parameters and buffers of one that is a module must be on the device of x.
         scale: inverse temperature s, above 0: a number of at most 1e30, a scalar tensor, or one a row, [N]. A tensor
             may be learned.
         classes: the sampled classes [R], int64, strictly increasing, in [0, C), or None for all: these alone take part
@@ -333,6 +334,7 @@ def margin_softmax_loss(
         skip_report=skip_report,
         eps=eps,
     )
+    _check.state_on_device("margin", margin, "x", x)
     margin = as_margin(margin)
     margin.check(head.classes, bool(normalize_x), bool(normalize_weight))
     if margin.own_scale is not None and head.scale.requires_grad:

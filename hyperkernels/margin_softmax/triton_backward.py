@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import load
+from .._triton_math import load, mask_if
 from ..unit_norm.triton_kernels import _zero
 from .triton_forward import LOG2_E, _cosines, _own_column, _per_class
 from .triton_rows import IGNORED, _class_offsets, _inverse, _inverse_norms
@@ -270,7 +270,7 @@ def input_kernel(
     sum_ptrs = sum_ptr + (split * row_tiles + row_tile).to(tl.int64) * BLOCK_ROWS * STRIDE
     sum_ptrs += row[:, None] * STRIDE + depth[None, :]
     dtype: tl.constexpr = sum_ptr.dtype.element_ty
-    total = tl.load(sum_ptrs, mask=start == 0, other=0.0)
+    total = tl.load(sum_ptrs, mask=mask_if(start == 0, tl.full(sum_ptrs.shape, 1, tl.int1)), other=0.0)
     from_step = (count.to(tl.int64) * split // splits).to(tl.int32) * (SUB_CENTERS * steps)
     to_step = (count.to(tl.int64) * (split + 1) // splits).to(tl.int32) * (SUB_CENTERS * steps)
     origin = tl.full([], 0, tl.int64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._triton_math import mask_if
 from .triton_rows import IGNORED, OUTSIDE, _class_offsets, _inverse, _inverse_norms
 from .triton_transforms import _parameter, _transform
 
@@ -250,7 +251,7 @@ def merge_kernel(
     """Owns BLOCK_ROWS rows: folds their partial sums, tile after tile, into what the calls before left."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     there = row < rows
-    old = there & (start == 0)
+    old = mask_if(start == 0, there)
     scale = tl.load(scale_ptr + row, mask=there, other=1.0)
     rate = scale * LOG2_E
     own = tl.load(own_ptr + row, mask=there, other=IGNORED)

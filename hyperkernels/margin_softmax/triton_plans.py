@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 import triton
 
+# Up to Triton 3.6 the largest tile of cosines fits the registers; later compilers spill, and take half of its rows.
+LEAST_BURDEN = 0 if tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 6) else 1
+
 
 class Tile(NamedTuple):
     """One step of a product: result rows and columns, and the depth of a step."""
@@ -58,7 +61,7 @@ def configuration(dtype: torch.dtype, d: int, rows: int, block: int, burden: int
         width = min(width, 128)
     if arch in ("sm_80", "sm_100"):
         burden = min(2, 2 * burden)
-    low = min(height, 128 >> burden)
+    low = min(height, 128 >> max(burden, LEAST_BURDEN))
     if arch in ("gfx", "sm_80"):
         depth, low = min(depth, 32), min(low, 64)
     return Configuration(

@@ -147,8 +147,9 @@ def adamw_kernel(
     step = _next(tl.load(step_ptr + row, mask=there, other=0))
     unscale = _unscale(grad_scale_ptr, MAXIMIZE, dtype)
     rate = _number(lr, tl.float64) if lr_ptr is None else tl.load(lr_ptr).to(tl.float64)
-    size = (rate / _correction(log_beta1, step)).to(dtype)[:, None]
+    # In this order what is known of a row stays in registers.
     inverse_root = (1.0 / tl.sqrt(_correction(log_beta2, step))).to(dtype)[:, None]
+    size = (rate / _correction(log_beta1, step)).to(dtype)[:, None]
     kept = (1.0 - rate * weight_decay).to(dtype)
     beta1, beta2, eps = _number(beta1, dtype), _number(beta2, dtype), _number(eps, dtype)
     rest1, rest2 = _number(rest1, dtype), _number(rest2, dtype)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
+from .._triton_math import mask_if
 from .triton_kernels import PROGRAMS, Tiles
 
 WORKSPACE = 128 * 2**20
@@ -91,7 +92,7 @@ def product_kernel(
     sum_ptr += (split * row_tiles + row_tile).to(tl.int64) * BLOCK_ROWS * STRIDE
     sum_ptrs = sum_ptr + row[:, None] * STRIDE + depth[None, :]
     dtype: tl.constexpr = sum_ptr.dtype.element_ty
-    total = tl.load(sum_ptrs, mask=start == 0, other=0.0)
+    total = tl.load(sum_ptrs, mask=mask_if(start == 0, tl.full(sum_ptrs.shape, 1, tl.int1)), other=0.0)
     for step in range(from_step, to_step):
         h = tl.load(h_ptr + step * h_step + h_offsets)
         left = inner - step * BLOCK_INNER

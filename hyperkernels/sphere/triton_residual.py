@@ -131,6 +131,7 @@ def residual_backward_kernel(
             dh = (dh - tl.sum(dh * h, axis=1)[:, None] * h) * reciprocal(h_inverse, h_exponent)[:, None]
             tl.store(at(dh_ptr, row, D) + column, dh, mask=mask)
         if dblock_ptr is not None:
+            alpha = _load_columns(alpha_ptr, column, D)
             dblock = alpha * grad
             along = tl.sum(dblock * block, axis=1)[:, None]
             dblock = (dblock - along * block) * reciprocal(block_inverse, block_exponent)[:, None]
