@@ -69,6 +69,8 @@ class Problem:
         ):
             if tensor is not None and tensor.shape != torch.Size(size):
                 raise ValueError(f"{name} must have shape {tuple(size)}; got {tuple(tensor.shape)}")
+        if not classes:
+            raise ValueError("weight must have at least one row (class); got none")
         if block < 16 or block & (block - 1):
             raise ValueError(f"block must be a power of two of at least 16; got {block}")
         self.x, self.weight, self.target = x.contiguous(), weight.contiguous(), target.contiguous()
@@ -120,16 +122,20 @@ class Problem:
         return norms
 
     def prepare_rows(
-        self, w_norm: torch.Tensor, outputs: Sequence[torch.Tensor] = (), incoming: Sequence[torch.Tensor] = ()
+        self,
+        w_norm: torch.Tensor,
+        outputs: Sequence[torch.Tensor | None] = (),
+        incoming: Sequence[torch.Tensor | None] = (),
     ) -> None:
         """The copy of x, its multipliers and own classes; in the forward its three outputs, in the backward as if the
         rows that the four incoming gradients leave out were ignored."""
         block_d = min(1024, triton.next_power_of_2(self.stride))
         launch(
             row_kernel, self.padded // 4,
-            self.x, self.weight, self.index, w_norm, self.target, *(incoming or [None] * 4), self.copy, self.multiplier,
-            self.own, *(outputs or [None] * 3), self.rows, self.classes, *self.indices, **self.centers,
-            **self.normalize_x, **self.normalize_weight, **self.shape, BLOCK_ROWS=4, BLOCK_D=block_d, num_warps=4,
+            self.x, self.weight, self.index, w_norm, self.target, *(incoming or (None,) * 4), self.copy,
+            self.multiplier, self.own, *(outputs or (None,) * 3), self.rows, self.classes, *self.indices,
+            **self.centers, **self.normalize_x, **self.normalize_weight, **self.shape, BLOCK_ROWS=4, BLOCK_D=block_d,
+            num_warps=4,
         )  # fmt: skip
 
     def constants(self, tile: Tile) -> dict[str, object]:

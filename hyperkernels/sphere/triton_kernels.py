@@ -254,14 +254,16 @@ def segment_sum_kernel(
     cell = program // blocks  # split * segments + segment
     segment = cell % segments
     column, _ = columns((program % blocks).to(tl.int32) * BLOCK_D, tl.arange(0, BLOCK_ROWS) >= 0, D, BLOCK_D)
-    first, last = tl.load(offsets_ptr + segment), tl.load(offsets_ptr + segment + 1)
+    # Whatever the offsets say, a segment lies within the rows.
+    first = tl.minimum(tl.maximum(tl.load(offsets_ptr + segment), 0), rows)
+    last = tl.minimum(tl.maximum(tl.load(offsets_ptr + segment + 1), first), rows)
     part = tl.cdiv(last - first, splits)
     first = first + part * (cell // segments)
     last = tl.minimum(last, first + part)
     total = tl.zeros([BLOCK_ROWS, BLOCK_D], out_ptr.dtype.element_ty)
     for start in range(first, last, BLOCK_ROWS):
         entry = start + tl.arange(0, BLOCK_ROWS)
-        row = tl.load(order_ptr + entry, mask=(entry >= 0) & (entry < tl.minimum(last, rows)), other=-1)
+        row = tl.load(order_ptr + entry, mask=entry < last, other=-1)
         there = (row >= 0) & (row < rows)
         total += load(x_ptr + (row * x_stride)[:, None] + column, there[:, None] & (column < D))
     column = (program % blocks).to(tl.int32) * BLOCK_D + tl.arange(0, BLOCK_D)

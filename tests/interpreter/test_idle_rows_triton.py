@@ -1,4 +1,4 @@
-"""Rows that no gradient reaches, in the Triton kernels of the class softmax."""
+"""Rows that no gradient reaches, and problems without a class, in the Triton kernels of the class softmax."""
 
 import pytest
 import torch
@@ -41,3 +41,12 @@ def test_a_row_that_only_its_length_reaches():
     for statistic in (0, 1, 3):
         problem.incoming[statistic][2] = 0
     check(problem)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_no_classes_are_refused(rows):
+    problem = Problem(3, 5, 8, special=False)
+    problem.weight, problem.target = problem.weight.detach()[:0], problem.target[:rows]
+    problem.x, problem.scale = problem.x.detach()[:rows], problem.scale.detach()[:rows]
+    with pytest.raises(ValueError, match="weight must have at least one row"):
+        problem.kernels()

@@ -108,6 +108,16 @@ def test_segments_of_nothing():
         assert torch.equal(sums, torch.zeros(segments, 5))
 
 
+@pytest.mark.parametrize("offset", [-3, -(2**40), 2**40])
+def test_segments_lie_within_the_rows_whatever_the_offsets_say(offset):
+    x = torch.randn(9, 5)
+    labels, order = torch.zeros(9, dtype=torch.int64), torch.arange(9)
+    begin, end = min(offset, 4), max(offset, 4)
+    sums = triton_kernels.segment_sum(x, labels, order, torch.tensor([begin, end, end]))
+    torch.testing.assert_close(sums[0], x[max(begin, 0) : min(end, 9)].sum(0))
+    assert torch.equal(sums[1], torch.zeros(5))
+
+
 @triton.jit
 def circular(angle_ptr, a_ptr, b_ptr, out_ptr, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
