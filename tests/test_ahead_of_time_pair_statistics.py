@@ -24,6 +24,7 @@ def launches(
 ):  # fmt: skip
     """Every kernel of one call. The tensors have no memory: a launcher that read one would raise."""
     from hyperkernels.pair_mining import triton_backward, triton_forward, triton_kernels, triton_product
+    from hyperkernels.pair_mining.op import Tile
     from hyperkernels.pair_mining.reference import accumulate_dtype
 
     def new(*shape, dtype=accumulate_dtype(dtype)):
@@ -59,13 +60,12 @@ def launches(
                 transform,
                 0.1,
                 0.2,
-                0,
-                0,
+                *Tile(),
                 True,
                 True,
             )
         else:
-            options = (moments, extremes, transform, 0.1, 0.2, 0, 0)
+            options = (moments, extremes, transform, 0.1, 0.2, *Tile())
             triton_forward.pair_statistics(*problem, scale, None, *of_columns, *options)
     return noted
 
