@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         numbers = run(args)
-    except (DataError, ImportError) as error:
+    except (DataError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     path = args.out / "report.json"

@@ -17,6 +17,7 @@ otherwise a step is that of one process.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ from examples.recognizer.evaluate import evaluate, heldout_tar
 from examples.recognizer.heads import HEADS, MARGINS, head_peak_bytes, make_margin
 from examples.recognizer.ranks import Ranks
 from examples.recognizer.training import CheckpointError, Settings, Trainer
+from hyperkernels.distributed.files import FolderInUse, locked
 
 # What --data leaves to the data: little is known of a folder, and photographs bear less than writing.
 GLYPHS = {"size": 32, "epochs": 4, "distortion": 1.0}
@@ -172,11 +174,18 @@ def resume(trainer: Trainer, out: Path, checkpoint: Path) -> None:
     trainer.ranks.say(f"no checkpoint at {checkpoint}: starting with the first epoch")
 
 
+def hold(out: Path, held: contextlib.ExitStack, ranks: Ranks) -> bool:
+    """Keep other runs from the folder of this one, whose checkpoints would take each other's places."""
+    if ranks.first:
+        out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(out))
+    return True
+
+
 def run(args: argparse.Namespace, ranks: Ranks) -> report.Outcome | None:
     """Everything; what rank 0 found, and None on the others."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    ranks.join()  # first of all: a rank that fails ahead of rank 0 would have it ended before it can say why
     settings = make_settings(args)
     if args.head == "compile" and (ranks.launched or args.sample_rate < 1):
         raise DataError("--head compile knows neither torchrun nor --sample-rate: take fused or reference")
@@ -221,8 +230,11 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     ranks = Ranks.here()
     try:
-        outcome = run(args, ranks)
-    except (DataError, CheckpointError, ImportError) as error:
+        ranks.join()  # first of all: a rank that fails ahead of rank 0 would have it ended before it can say why
+        with contextlib.ExitStack() as held:
+            ranks.in_turn(lambda: hold(args.out, held, ranks))
+            outcome = run(args, ranks)
+    except (DataError, CheckpointError, ImportError, OSError, FolderInUse) as error:
         ranks.say(f"error: {error}", file=sys.stderr)
         return ranks.leave(1)
     except KeyboardInterrupt:

@@ -1,19 +1,26 @@
 """Data that a stranger made: the recogniser's ``--data`` has limits, and says which file is at fault."""
 
+import fcntl
 import io
+import resource
 import struct
 import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from examples import train_recognizer
 from examples.recognizer import folders, glyphs, sources
 from examples.recognizer.data import DataError, draw_pairs
 from examples.recognizer.distort import Distortion
+from examples.recognizer.training import Trainer
+from hyperkernels.distributed import files
 
 
 def picture(kind="PNG", side=4, value=0):
@@ -175,3 +182,57 @@ def test_a_cache_that_is_damaged(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=f"{path} is damaged; without it"):
             glyphs.load(cache=tmp_path, **options)
+
+
+@pytest.fixture
+def room():
+    """A limit to the size of files, which the system answers as it does a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [100, 20_000, 399_000])
+def test_no_room_for_a_file(tmp_path, room, size):
+    """What was there stays, nothing is left beside it, and the error says what it is."""
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"the one before")
+    room(size)
+    with pytest.raises(OSError, match=f"File too large: '{path}'"), files.whole(path) as file:
+        torch.save(torch.zeros(100_000), file)
+    assert [other.name for other in tmp_path.iterdir()] == [path.name] and path.read_bytes() == b"the one before"
+
+
+def test_a_checkpoint_without_room(tmp_path, room):
+    """The trainer's own; a run says so in a line."""
+    state = {"weight": torch.zeros(100_000)}
+    trainer = SimpleNamespace(sharded=False, settings=SimpleNamespace(as_dict=dict), history=SimpleNamespace())
+    for name in ("embedder", "head", "optimizer"):
+        setattr(trainer, name, SimpleNamespace(state_dict=lambda: state))
+    Trainer.save(trainer, tmp_path / "checkpoint.pt")
+    room(100_000)
+    with pytest.raises(OSError, match="File too large"):
+        Trainer.save(trainer, tmp_path / "checkpoint.pt")
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["head"]["weight"].shape == (100_000,)
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for name in ("checkpoint.1.tmp", "checkpoint.2.tmp", "other.1.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    with (tmp_path / "checkpoint.2.tmp").open("rb") as alive:  # of a run that still writes
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        with files.whole(path) as file:
+            file.write(b"whole")
+    assert sorted(other.name for other in tmp_path.iterdir()) == ["checkpoint.2.tmp", "checkpoint.pt", "other.1.tmp"]
+    with files.whole(path) as file:
+        file.write(b"whole")
+    assert sorted(other.name for other in tmp_path.iterdir()) == ["checkpoint.pt", "other.1.tmp"]
+
+
+def test_two_runs_in_one_folder(tmp_path, capsys):
+    with files.locked(tmp_path):
+        assert train_recognizer.main(["--data", str(tmp_path), "--out", str(tmp_path)]) == 1
+    assert f"another process is writing to {tmp_path}" in capsys.readouterr().err
+    assert train_recognizer.main(["--data", str(tmp_path), "--out", str(tmp_path)]) == 1
+    assert "no images" in capsys.readouterr().err

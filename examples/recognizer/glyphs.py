@@ -8,13 +8,14 @@ test pair compares a Noto image with an IPAexGothic image.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from hyperkernels.distributed import files
 
 from .data import DataError, Dataset, Images, Index, Pairs, draw_different, split_classes
 from .distort import Distortion, distort_images
@@ -100,14 +101,8 @@ def cached_render(characters: list[str], side: int, cache: Path, progress: Progr
     if path.exists():
         return _cached(path, (len(characters), len(TRAIN_STYLES) + 1, side, side))
     images = render(characters, side, progress)
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            np.save(file, images)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with files.whole(path) as file:
+        np.save(file, images)
     return images
 
 

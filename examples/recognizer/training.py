@@ -7,7 +7,6 @@ the others, takes its share, and sees what one process would. The head is then `
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 import hyperkernels as hk
+from hyperkernels.distributed import files
 
 from .data import DataError, Dataset
 from .distort import Distortion, to_float
@@ -256,13 +256,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": vars(self.history),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            torch.save(state, unfinished)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with files.whole(path) as file:
+            torch.save(state, file)
 
     def _save_sharded(self, folder: Path) -> None:
         path = folder / f"epoch-{self.epoch}"

@@ -229,7 +229,7 @@ def save(
         TypeError: ``extra``, or an entry of the optimiser or of the module's state, is not of the kinds above; the
             message names it. Nothing has been written then.
         OSError: the disk is full, or what else the system has against it.
-        RuntimeError: another run is writing into the folder.
+        FolderInUse: another run is writing into the folder (a RuntimeError).
     """
     from . import checkpoint_writing as writing
 

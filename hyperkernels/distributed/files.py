@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
 try:
     import fcntl
@@ -34,21 +37,67 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(cause.errno, reason, os.fspath(cause.filename or path)) from error
 
 
+class FolderInUse(RuntimeError):
+    """Another process is writing to the folder."""
+
+
+def _lock(handle: int) -> bool:
+    """Whether the open file is this process's alone, until it is closed; where there are no locks it is."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
+
+
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold ``folder`` for this process alone, where the file system has locks; one that is killed lets go of it.
 
     Raises:
-        RuntimeError: another process holds it.
+        FolderInUse: another process holds it.
     """
-    with contextlib.ExitStack() as stack:
-        if fcntl is not None:
-            handle = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RuntimeError(f"another process is writing to {os.fspath(folder)}") from error
-            except OSError:
-                pass  # a file system without locks
+    if fcntl is None:
         yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not _lock(handle):
+            raise FolderInUse(f"another process is writing to {os.fspath(folder)}")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear_away(path: Path) -> None:
+    """Remove what killed processes left of ``path``: files that nobody holds."""
+    for left in path.parent.glob(f"{glob.escape(path.stem)}.*.tmp") if fcntl is not None else ():
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            if _lock(file.fileno()):
+                left.unlink()
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of ``path`` when all is on the disk: what is there is never half.
+
+    Raises:
+        OSError: of the system, with ``path``; what was there stays.
+    """
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _clear_away(path)
+            with unfinished.open("wb") as file:
+                _lock(file.fileno())
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
