@@ -20,11 +20,10 @@ import hyperkernels as hk
 STEPS = 5
 
 
-def go_on(folder, rank, size, said, room=None):
+def go_on(folder, rank, size, store, said, room=None):
     """From the latest checkpoint to the last step, with a checkpoint after each; leave what came out."""
     if size > 1:
-        store = f"file://{folder}/store-{os.getppid()}-{said}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
     model, optimizer = cases.made("AdamW")
     found, step = hk.distributed.latest(folder), 0
     if found is not None:
@@ -50,7 +49,10 @@ class Run:
     """The ranks, each a fork of this process."""
 
     def __init__(self, folder, size, room=None):
-        self.folder = folder
+        self.folder, self.store = (
+            folder,
+            f"{folder}/store-{time.monotonic_ns()}",
+        )  # what dead ranks left in one is wrong
         self.said, write = os.pipe()
         self.children = [self.fork(rank, size, write, room) for rank in range(size)]
         os.close(write)
@@ -60,7 +62,7 @@ class Run:
         if child:
             return child
         try:
-            go_on(self.folder, rank, size, write, room)
+            go_on(self.folder, rank, size, self.store, write, room)
             os._exit(0)
         except BaseException:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
@@ -105,9 +107,10 @@ def same(found, wanted):
 def undisturbed(folder, size):
     """(what came out, seconds of a save with the step before it)."""
     torch.set_num_threads(1)
+    folder.mkdir()
     once = cases.made("AdamW")  # imports what the forks need, before they are forked
-    hk.distributed.save(folder / "once", *once)
-    hk.distributed.load(folder / "once", *once)
+    hk.distributed.save(folder.parent / "once", *once)
+    hk.distributed.load(folder.parent / "once", *once)
     start = time.monotonic()
     assert Run(folder, size).ended() == [0] * size
     return ends(folder, size), (time.monotonic() - start) / STEPS
