@@ -1,6 +1,7 @@
 # make demo   train a recogniser on rendered glyphs and report how good it got
 # make test   every test that this machine can run, but for those of make test-rest: what takes minutes, faults and kills
 # make fuzz BUDGET=300   hostile calls of every op for so many seconds
+# make sanitize-cpu      the tests of the ops and the fuzz with the C++ kernels under the address and UB sanitizers
 # make lint | bench | clean
 # make gpu | sanitize | profile OUT=folder    on a machine with a GPU
 # make rehearse   what `make gpu` would meet, as far as a machine without a GPU can tell
@@ -17,7 +18,7 @@ TRITON := triton==3.6.0
 SOURCES := setup.py pyproject.toml hyperkernels/_version.py $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-rest fuzz lint bench gpu sanitize profile rehearse clean
+.PHONY: demo test test-rest fuzz sanitize-cpu lint bench gpu sanitize profile rehearse clean
 
 demo: $(VENV)/built
 	$(RUN) -m examples.train_recognizer
@@ -30,6 +31,17 @@ test-rest: $(VENV)/built
 
 fuzz: $(VENV)/built
 	$(RUN) -m tests.fuzz --budget $(or $(BUDGET),300)
+
+# A build of its own beside the usual one, which tests/sanitizers puts in that one's place.
+SANITIZED := build/sanitized
+SANITIZERS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+$(SANITIZED)/built: $(VENV)/built $(SOURCES)
+	HYPERKERNELS_BUILD=1 HYPERKERNELS_CXXFLAGS="$(SANITIZERS)" PATH="$(CURDIR)/$(VENV)/bin:$$PATH" \
+	  $(RUN) setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	touch $@
+
+sanitize-cpu: $(SANITIZED)/built
+	HYPERKERNELS_CXXFLAGS="$(SANITIZERS)" $(RUN) -m tests.sanitizers $(SANITIZED) --budget $(or $(BUDGET),120)
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
