@@ -232,7 +232,7 @@ def test_sampled_classes_of_margin_softmax_in_triton(target, monkeypatch):
 @pytest.mark.parametrize(("kind", "per_class"), [("cosine", True), *HEADS])
 def test_every_head_of_margin_softmax_in_triton(kind, per_class, monkeypatch):
     problem = {"kind": kind, "per_class": per_class}
-    margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, ("forward", "gradient"), **problem)
+    margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, ("forward", "gradient", "merge"), **problem)
     if kind in ("quadratic", "angle"):
         for target in ("sm_80", "sm_100", "gfx942"):
             margin_softmax_check(monkeypatch, target, torch.bfloat16, ("forward", "gradient"), **problem)
@@ -246,7 +246,7 @@ def test_more_of_margin_softmax_in_triton(monkeypatch):
     margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, sub_centers=2, kind="quadratic", per_class=True)
     margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, ("forward",), c=10**8)
     for problem in ({"kind": "angle"}, {"kind": "angle", "per_class": True}, {"sub_centers": 3}, {"n": 1}):
-        margin_softmax_check(monkeypatch, "sm_90", torch.float32, ("forward", "gradient"), **problem)
+        margin_softmax_check(monkeypatch, "sm_90", torch.float32, ("forward", "gradient", "merge"), **problem)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:

@@ -269,7 +269,6 @@ def merge_kernel(
         tile = first + tl.arange(0, BLOCK_TILES)[:, None]
         mask = (tile < tiles) & there[None, :]
         at = partial_ptr + tile.to(tl.int64) * rows + row[None, :]
-        neg_sum += tl.sum(tl.load(at + NEG_SUM * plane, mask=mask, other=0.0), axis=0)
         value = tl.load(at + HARDEST * plane, mask=mask, other=float("-inf"))
         largest = tl.max(value, axis=0)
         index = (first_tile + tile).to(tl.int64) * BLOCK_CLASSES + tl.load(at + INDEX * plane, mask=mask, other=0.0).to(
@@ -278,6 +277,7 @@ def merge_kernel(
         lowest = tl.min(tl.where(value == largest[None, :], index, 0x7FFFFFFFFFFFFFFF), axis=0)
         hardest_class = tl.where(largest > hardest, lowest, hardest_class)
         hardest = tl.maximum(hardest, largest)
+        neg_sum += tl.sum(tl.load(at + NEG_SUM * plane, mask=mask, other=0.0), axis=0)
         if KIND == "quadratic":
             hard_cos += tl.sum(tl.load(at + HARD_COS * plane, mask=mask, other=0.0), axis=0)
             hard_count += tl.sum(tl.load(at + HARD_COUNT * plane, mask=mask, other=0.0), axis=0)
