@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from typing import Any
 
 import torch
 
+LARGEST = sys.float_info.max
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -16,6 +18,8 @@ def tensor(
 ) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got layout {str(value.layout).removeprefix('torch.')}")
     if dtypes is not None and value.dtype not in dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name} must have dtype {names}; got {str(value.dtype).removeprefix('torch.')}")
@@ -43,6 +47,8 @@ def state_on_device(name: str, value: Any, other_name: str, other: torch.Tensor)
 def integer(name: str, value: Any, minimum: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    if not -(2**63) <= value < 2**63:  # one of thousands of digits cannot be printed
+        raise ValueError(f"{name} must be within 64 bits, with its sign; got one of {value.bit_length()} bits")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
     return int(value)
@@ -59,8 +65,9 @@ def number(
 ) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # traceable by torch.compile, unlike math.isfinite
-        raise ValueError(f"{name} must be finite; got {value}")
+    if not -LARGEST <= value <= LARGEST:  # traceable by torch.compile, unlike math.isfinite
+        shown = value if isinstance(value, float) else f"an int of {value.bit_length()} bits"
+        raise ValueError(f"{name} must be finite, as a float; got {shown}")
     if value <= above:
         raise ValueError(f"{name} must be greater than {above}; got {value}")
     if not minimum <= value <= maximum:

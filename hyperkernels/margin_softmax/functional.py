@@ -237,6 +237,8 @@ def class_statistics(
         workspace=workspace,
         eps=eps,
     )
+    if negatives is not None and not isinstance(negatives, Negatives):
+        raise TypeError(f"negatives must be a Negatives or None; got {type(negatives).__name__}")
     statistics = head.statistics() if negatives is None else head.statistics(negatives)
     return ClassStatistics(*statistics, head.correct(statistics))
 

@@ -142,8 +142,6 @@ class PartialFC(MarginHead):
         self.batch_size = None if batch_size is None else _check.integer("batch_size", batch_size, minimum=1)
         self.gradient_reduction = _check.choice("gradient_reduction", gradient_reduction, REDUCTIONS)
         self.seed = _check.integer("seed", seed)
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed must fit in 64 bits; got {seed}")
         self.ranks = Ranks(process_group)
         self.rank, self.world_size = self.ranks.rank, self.ranks.size
         self.shards = Shards(num_classes, self.world_size)

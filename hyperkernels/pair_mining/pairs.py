@@ -102,8 +102,7 @@ class Pairs:
         ref_ids = self._integers("ref_ids", ref_ids, self.m)
         self._check_sides("ids", ids, ref_ids)
         if ignore_label is not None:
-            if not -(2**63) <= _check.integer("ignore_label", ignore_label) < 2**63:
-                raise ValueError(f"ignore_label must be within 64 bits, with its sign; got {ignore_label}")
+            _check.integer("ignore_label", ignore_label)
             if self.multi_hot:
                 raise ValueError(
                     "ignore_label must be None where labels are multi-hot; a row of no bits has no positive"

@@ -252,6 +252,8 @@ def margin(
         if beta.dim() > 1:
             raise ValueError(f"beta must be a number, one element or one number per class; got {tuple(beta.shape)}")
         beta = take(beta, labels) if per_class else beta.reshape(())
+    else:
+        beta = _check.number("beta", beta)
     if nu and reduction == "none" and not per_class:
         raise ValueError('nu must be 0 for reduction="none" where beta is one number: its penalty is no row\'s')
     of_row = pairs.row_numbers("beta", beta)

@@ -59,9 +59,7 @@ def seed_of(seed: int | None) -> int:
     """The given seed, or one from torch's default generator."""
     if seed is None:
         return int(torch.randint(2**63 - 1, ()))
-    if not -(2**63) <= _check.integer("seed", seed) < 2**63:
-        raise ValueError(f"seed must be within 64 bits, with its sign; got {seed}")
-    return seed
+    return _check.integer("seed", seed)
 
 
 def random_words(rows: torch.Tensor, columns: torch.Tensor, purpose: int, seed: int) -> list[torch.Tensor]:
