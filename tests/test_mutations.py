@@ -44,7 +44,8 @@ MUTANTS = [
     Mutant(
         "tiles skipped beyond the budget",
         python="from hyperkernels.margin_softmax import op\nreal = op.skip_plan\n"
-        "op.skip_plan = lambda d, n, b, r, budget: (real(d, n, b, r, 3 * budget)[0], real(d, n, b, r, budget)[1])",
+        "op.skip_plan = lambda d, n, b, r, budget, tile: "
+        "(real(d, n, b, r, 3 * budget, tile)[0], real(d, n, b, r, budget, tile)[1])",
     ),
 ]
 
