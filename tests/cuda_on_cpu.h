@@ -2,7 +2,8 @@
 //
 // One block at a time; each of its threads is a fiber, and the fibers take turns in a fixed order. Warp shuffles and
 // __syncthreads are real rendezvous: a thread that never comes to one is noticed, and the launch returns kDeadlock.
-// Memory ordering is not modelled.
+// Memory ordering is not modelled. A 16-byte access that passes either end of a tensor ends the launch with
+// kOutOfBounds: an aligned word never leaves the page of its elements, so that no guard page would notice.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,6 +14,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #undef __global__
@@ -31,6 +34,7 @@ namespace hyperkernels {
 
 constexpr int kInvalidValue = 1;
 constexpr int kDeadlock = 2;
+constexpr int kOutOfBounds = 3;
 
 struct Index3 {
   unsigned x, y, z;
@@ -39,14 +43,23 @@ struct Index3 {
 class Machine {
  public:
   Index3 thread{}, block{}, grid{};
+  std::vector<std::pair<uintptr_t, uintptr_t>> tensors;  // first byte, past the last
+
+  void check_access(const void* word, size_t bytes) {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(word), end = begin + bytes;
+    for (const auto& [first, last] : tensors) {
+      if (begin < last && end > first && (begin < first || end > last)) out_of_bounds_ = true;
+    }
+  }
 
   int run(unsigned blocks, int threads, std::function<void()> kernel) {
     kernel_ = std::move(kernel);
     grid.x = blocks;
+    out_of_bounds_ = false;
     for (block.x = 0; block.x < blocks; ++block.x) {
       if (!run_block(threads)) return kDeadlock;
     }
-    return 0;
+    return out_of_bounds_ ? kOutOfBounds : 0;
   }
 
   void meet_block() { meet(meetings_.back(), static_cast<int>(fibers_.size())); }
@@ -113,18 +126,46 @@ class Machine {
   std::vector<Meeting> meetings_;
   std::vector<uint64_t> slots_;
   ucontext_t scheduler_{};
-  bool progress_ = false;
+  bool progress_ = false, out_of_bounds_ = false;
 };
 
 inline Machine machine;
+
+// CUDA's uint4, whose copies are 16-byte accesses; the kernels' own variables lie in no tensor.
+struct Word16 {
+  uint64_t half[2];
+
+  Word16() = default;
+  Word16(const Word16& from) { *this = from; }
+  Word16& operator=(const Word16& from) {
+    machine.check_access(&from, sizeof from);
+    machine.check_access(this, sizeof *this);
+    memcpy(half, from.half, sizeof half);
+    return *this;
+  }
+};
 
 inline void Machine::enter() {
   machine.kernel_();
   machine.fibers_[machine.thread.x].done = true;
 }
 
+// Among the arguments are the sizes of one shape, which every pointer's tensor has.
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void*, Arguments... arguments) {
+  int64_t elements = 1;
+  const auto multiply = [&](auto argument) {
+    if constexpr (std::is_integral_v<decltype(argument)>) elements *= argument;
+  };
+  (multiply(arguments), ...);
+  machine.tensors.clear();
+  const auto note = [&](auto argument) {
+    if constexpr (std::is_pointer_v<decltype(argument)>) {
+      machine.tensors.push_back(
+          {reinterpret_cast<uintptr_t>(argument), reinterpret_cast<uintptr_t>(argument + elements)});
+    }
+  };
+  (note(arguments), ...);
   return machine.run(static_cast<unsigned>(blocks), threads, [=] { kernel(arguments...); });
 }
 
@@ -133,6 +174,7 @@ int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void*, Ar
 #define threadIdx hyperkernels::machine.thread
 #define blockIdx hyperkernels::machine.block
 #define gridDim hyperkernels::machine.grid
+#define uint4 hyperkernels::Word16
 
 template <typename A>
 A __shfl_xor_sync(unsigned, A value, int mask) {

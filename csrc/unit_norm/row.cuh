@@ -139,9 +139,9 @@ struct Bits<2> {
 };
 
 // The aligned words a row touches. Its elements are [begin, begin + dim) of them; unless kShifted, begin is 0 and dim a
-// whole number of words. A word is read whole if it holds any element of the row (an aligned word never leaves the page
-// of its elements), and what belongs to the neighbours unpacks as 0. A word is written whole only if all of it is the
-// row's. Index: int where a row is short; the row's own offset is always 64 bits wide.
+// whole number of words. A word that holds any element of the row is read whole, unless it passes an end of the tensor:
+// there only the row's elements are read. What belongs to the neighbours unpacks as 0. A word is written whole only if
+// all of it is the row's. Index: int where a row is short; the row's own offset is always 64 bits wide.
 template <typename T, int kVector, bool kShifted, typename Index>
 struct Span {
   struct Word {
@@ -150,10 +150,11 @@ struct Span {
   using A = arithmetic_t<T>;
   using Raw = typename Bits<sizeof(Word)>::type;  // a copy of the struct itself would be made element by element
 
-  int64_t offset;  // of the first word, in elements from the tensor's base; negative if the base is not aligned
-  Index begin;     // 0 .. kVector - 1
-  Index end;       // begin + dim
-  Index words;     // 0 for a row that does not exist
+  int64_t offset;     // of the first word, in elements from the tensor's base; negative if the base is not aligned
+  Index begin;        // 0 .. kVector - 1
+  Index end;          // begin + dim
+  Index words;        // 0 for a row that does not exist
+  Index first, last;  // [first, last): the words that lie in the tensor whole
 
   __device__ Span(const T* base, int64_t row, int64_t rows, Index dim) : offset(row * dim), begin(0), end(dim) {
     if (kShifted) {
@@ -162,6 +163,8 @@ struct Span {
       end += begin;
     }
     words = row < rows ? (end + kVector - 1) / kVector : 0;
+    first = kShifted && offset < 0 ? 1 : 0;
+    last = kShifted && offset + static_cast<int64_t>(words) * kVector > rows * dim ? words - 1 : words;
   }
 
   __device__ bool whole(Index word) const {
@@ -170,7 +173,20 @@ struct Span {
   __device__ bool owns(Index element) const { return element >= begin && element < end; }
 
   __device__ Raw read(const T* base, Index word) const {
-    return word < words ? *reinterpret_cast<const Raw*>(base + offset + static_cast<int64_t>(word) * kVector) : Raw{};
+    const T* const source = base + offset + static_cast<int64_t>(word) * kVector;
+    if constexpr (!kShifted || kVector == 1) {
+      return word < words ? *reinterpret_cast<const Raw*>(source) : Raw{};
+    } else {
+      if (word >= first && word < last) return *reinterpret_cast<const Raw*>(source);
+      Word data{};
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        if (word < words && owns(word * kVector + j)) data.element[j] = source[j];
+      }
+      Raw raw;
+      memcpy(&raw, &data, sizeof raw);
+      return raw;
+    }
   }
 
   __device__ void unpack(Raw raw, Index word, A (&value)[kVector]) const {
