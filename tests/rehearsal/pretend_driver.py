@@ -25,6 +25,7 @@ import torch
 
 CAPABILITY = (9, 0)
 
+stub: ctypes.CDLL
 compiled: dict[str, dict[str, Any]] = {}  # by kernel and hash, what Triton has launched
 
 
@@ -62,7 +63,7 @@ def _driver() -> Any:
     return PretendDriver()
 
 
-def _recording(run: Any, stub: ctypes.CDLL) -> Any:
+def _recording(run: Any) -> Any:
     def record(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         before = stub.stub_launches()
         handle = run(self, *arguments, grid=grid, warmup=warmup, **options)
@@ -82,6 +83,7 @@ def _zeroed(make: Any) -> Any:
 def install() -> None:
     """Make Triton launch through the stub, and the Triton backend take tensors of the CPU."""
     assert not torch.cuda.is_available(), "there is a GPU here: it needs no rehearsal"
+    global stub
     stub = _library()
     stub.stub_launches.restype = ctypes.c_long
 
@@ -91,7 +93,7 @@ def install() -> None:
     from hyperkernels import _backend
 
     triton.runtime.driver.set_active(_driver())
-    JITFunction.run = _recording(JITFunction.run, stub)
+    JITFunction.run = _recording(JITFunction.run)
     _backend._interpreting = lambda: True
     # Indices that no kernel has written must still be indices.
     torch.empty, torch.empty_like, torch.Tensor.new_empty = map(

@@ -1,9 +1,11 @@
 """Every launch of the ops that return pairs."""
 
 import pair_selection_cases as cases
+import pretend_driver
 import pytest
 import torch
 
+from hyperkernels.pair_mining import triton_lists, triton_samples, triton_top_k
 from hyperkernels.pair_mining.reference import accumulate_dtype
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -55,10 +57,16 @@ def test_every_op(run, turn):
             run(cases.make(n, m, d, DTYPES[turn], select, similarity, labels, turn % 2 == 0, m > 5, own=own))
 
 
-@pytest.mark.parametrize("run", [top_k, lists, draws])
-def test_more_than_2_to_the_31_pairs(run):
-    n, d = 100_000, 64
-    x = torch.ones(n, d, dtype=torch.bfloat16, device="meta")
-    label, none = torch.zeros(n, dtype=torch.int32, device="meta"), torch.zeros(0, dtype=torch.int32, device="meta")
+def test_more_than_2_to_the_31_pairs():
+    """By the launchers themselves: on tensors without memory the ops would launch nothing."""
+    x = torch.ones(100_000, 64, dtype=torch.bfloat16, device="meta")
+    label, none = (
+        torch.zeros(len(x), dtype=torch.int32, device="meta"),
+        torch.zeros(0, dtype=torch.int32, device="meta"),
+    )
     problem = cases.Problem(x, None, label, label, none, none, None, None, "negative", "dot")
-    run(problem)
+    before = pretend_driver.stub.stub_launches()
+    triton_top_k.pair_top_k(*problem, 1, *cases.TILE)
+    triton_lists.pair_count(*problem, *cases.TILE)
+    triton_samples.pair_sample(*problem, 1, 1, "exponential", 3.0, 0.5, 1.0, *cases.TILE)
+    assert pretend_driver.stub.stub_launches() > before + 2
