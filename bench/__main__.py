@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import pytest
+from .progress import PROGRESS
 
 HERE = Path(__file__).resolve().parent
 FAMILIES = tuple(sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py")))
@@ -34,6 +34,10 @@ def main() -> int:
     unknown = set(arguments.families) - set(FAMILIES)
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(FAMILIES)}")
+    if arguments.device == "cpu":  # a GPU is looked for before anything is said
+        PROGRESS.start("finding out what is installed")
+    import pytest  # it takes a while, and its plugins longer
+
     quiet = ["-q", "-s", "--no-header", "--benchmark-quiet", "--benchmark-disable-gc", "-p", "no:cacheprovider"]
     quiet += ["-W", "ignore::DeprecationWarning"]  # of torch, by peers
     options = [f"--device={arguments.device}", f"--level={arguments.level}"]

@@ -11,6 +11,7 @@ import torch
 
 from . import peers, plots, report
 from .harness import CLOCK, LEVELS, OURS, Case, Row, Settings, measure
+from .progress import PROGRESS
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,6 +80,7 @@ REPORT = pytest.StashKey[Report]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    PROGRESS.clear()
     print(session.config.stash[REPORT].head(), end="\n\n", flush=True)
 
 
@@ -93,7 +95,8 @@ def compare(request: pytest.FixtureRequest, benchmark, case: Case):
     """Measure the case and report it; a contender of ours that computes something else than its peers fails."""
 
     def run() -> None:
-        found = request.config.stash[REPORT]
+        found, items = request.config.stash[REPORT], request.session.items
+        PROGRESS.start(f"[{items.index(request.node) + 1}/{len(items)}] {case}")
         found.figures |= {figure.name: figure for figure in getattr(request.module, "FIGURES", ())}
         rows = measure(case, benchmark, CLOCK)
         benchmark.extra_info["rows"] = [asdict(row) for row in rows]

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from . import memory
+from .progress import PROGRESS
 
 OURS = "hyperkernels"
 WARM_UP = 2  # rounds thrown away
@@ -150,6 +151,7 @@ CLOCK = Stopwatch()
 def measure(case: Case, benchmark: Any, clock: Stopwatch) -> list[Row]:
     """Rows of all contenders. ``benchmark`` is pytest-benchmark's fixture, under ``clock`` as its timer: it times our
     rounds; every other contender is timed in the same round, before ours, so that a noisy machine favours none."""
+    PROGRESS.step("inputs")
     comparison = case.build()
     facts, slow = _first_calls(case, comparison, clock)
     in_turn = [c for c in comparison.contenders if c.name in slow]
@@ -174,6 +176,7 @@ def measure(case: Case, benchmark: Any, clock: Stopwatch) -> list[Row]:
     def ours() -> None:
         take_turn(in_turn[0])
 
+    PROGRESS.clear()
     benchmark.group = f"{case.op} {dtype_name(case.dtype)}"
     with tqdm(total=case.samples + WARM_UP, desc=str(case), leave=False, disable=None) as bar:
         benchmark.pedantic(ours, setup=others, rounds=case.samples, warmup_rounds=WARM_UP)
@@ -216,6 +219,7 @@ def _first_calls(
     facts: dict[str, dict[str, Any]] = {}
     slow: dict[str, bool] = {}
     for c in comparison.contenders:
+        PROGRESS.step(f"first calls of {c.name.strip()}")
         known = facts[c.name] = {}
         try:
             with memory.limited(clock.device):

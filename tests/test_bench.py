@@ -1,5 +1,6 @@
 """The benchmark measures what it says: turns, memory that runs out, slow peers, wrong results, its files."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from support import ROOT
 
 from bench import docs, harness, memory, report
 from bench.harness import OURS, Case, Comparison, Contender, Stopwatch
+from bench.progress import Progress
 
 
 class Rounds:
@@ -99,6 +101,36 @@ def test_the_command_writes_rows_and_pictures(tmp_path):
         assert 0 <= row["error"] < 1e-6
     assert (tmp_path / "unit_norm_cpu.png").stat().st_size > 10_000
     assert "time / hyperkernels" in done.stdout
+
+
+def test_each_case_is_named_before_it_is_measured():
+    command = [sys.executable, "-m", "bench", "unit_norm", "--quick", "-k", "forward"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0] == "finding out what is installed"
+    named = [line for line in lines if line.startswith("[")]
+    tables = [line for line in lines if "samples)" in line]
+    assert named
+    assert [f"[{i + 1}/{len(tables)}] {' '.join(table.split()[:-2])}" for i, table in enumerate(tables)] == named
+    order = [line for line in lines if line in {*named, *tables}]
+    assert order == [line for pair in zip(named, tables, strict=True) for line in pair]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_has_one_line_that_is_written_over():
+    terminal = Terminal()
+    progress = Progress(terminal)
+    progress.start("[1/2] case")
+    progress.step("first calls of peer")
+    progress.clear()
+    shown = terminal.getvalue()
+    assert shown.split("\r\x1b[K") == ["", "[1/2] case", "[1/2] case: first calls of peer", ""]
+    assert "\n" not in shown
 
 
 def test_a_family_that_is_not_there_is_named():
