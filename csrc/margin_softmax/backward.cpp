@@ -61,6 +61,10 @@ std::vector<Row<A>> gradient_rows(const Problem& p, const Saved& s) {
     row.target = data<A>(s.d_target_cos)[i];
     row.top = data<A>(s.top)[i];
     row.log_sum = data<A>(s.log_sum)[i];
+    // Nothing reaches a row into which nothing flows, nor anyone through it, whatever it holds.
+    const bool reached = row.slope != 0 || row.constant != 0 || row.target != 0 || data<A>(s.d_x_norm)[i] != 0;
+    row.active = row.active && reached;
+    if (!row.active) row.own = -1;
   }
   return rows;
 }

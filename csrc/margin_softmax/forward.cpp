@@ -11,12 +11,13 @@ namespace hyperkernels::margin_softmax {
 
 namespace {
 
-// cos(x_i, w_y) from the raw rows in double: the margin's slope can magnify its rounding error. Of several centres the
-// largest cosine counts, the lowest centre on ties.
+// cos(x_i, w_y) from the raw rows, in double throughout: the slope of an angular margin grows as the angle shrinks, and
+// float cannot tell the cosine of a small angle from 1. Of several centres the largest cosine counts, the lowest centre
+// on ties.
 struct TargetCosines {
   template <class T, class A>
   static HK_INLINE void run(const T* x, const Centres<T>& centres, const Row<A>* row, int64_t rows, int64_t dim,
-                            int64_t sub_centers, double eps, bool normalize_x, bool normalize_weight, A* cosine,
+                            int64_t sub_centers, double eps, bool normalize_x, bool normalize_weight, double* cosine,
                             int64_t* center) {
     for (int64_t i = 0; i < rows; ++i, x += dim) {
       cosine[i] = 0;
@@ -34,7 +35,7 @@ struct TargetCosines {
         best = candidate;
         center[i] = k;
       }
-      cosine[i] = A(best);
+      cosine[i] = best;
     }
   }
 };
@@ -45,8 +46,9 @@ struct Statistics {
 
   Statistics(const Problem& p, bool with_block_lse) {
     const at::TensorOptions numbers = p.accumulate();
-    for (at::Tensor* rows : {&neg_lse, &target_cos, &x_norm, &hardest_cos, &neg_cos_sum, &hard_cos_sum, &hard_count,
-                             &top, &log_sum, &scale_slope}) {
+    target_cos = at::empty({p.n}, numbers.dtype(at::kDouble));
+    for (at::Tensor* rows :
+         {&neg_lse, &x_norm, &hardest_cos, &neg_cos_sum, &hard_cos_sum, &hard_count, &top, &log_sum, &scale_slope}) {
       *rows = at::empty({p.n}, numbers);
     }
     hardest_class = at::empty({p.n}, p.target.options());
@@ -132,7 +134,8 @@ Statistics forward(const Problem& p, bool with_block_lse) {
   p.over_rows([&](int64_t begin, int64_t end) {
     simd::run<TargetCosines>(data<T>(p.x) + begin * p.d, Centres<T>(p), static_cast<const Row<A>*>(rows.data() + begin),
                              end - begin, p.d, p.sub_centers, p.eps, p.normalize_x, p.normalize_weight,
-                             mutable_data<A>(out.target_cos) + begin, mutable_data<int64_t>(out.target_center) + begin);
+                             mutable_data<double>(out.target_cos) + begin,
+                             mutable_data<int64_t>(out.target_center) + begin);
   });
   std::vector<RowState> states(p.lanes() * p.n);
   p.over_lanes([&](int64_t lane, Interrupt& interrupt) {

@@ -77,8 +77,8 @@ class _SharedElasticFace(ElasticFace):
     seed: int = 0
     step: Any = None
 
-    def draw(self, target_cos: torch.Tensor) -> torch.Tensor:
-        return self.m + self.std * _normal(self.seed, self.step, target_cos)
+    def draw(self, like: torch.Tensor) -> torch.Tensor:
+        return self.m + self.std * _normal(self.seed, self.step, like)
 
 
 def shared(margin: Any, seed: int, step: torch.Tensor) -> Any:

@@ -100,7 +100,7 @@ class ShardedHead(Head):
 
 
 class _Merge(torch.autograd.Function):
-    """Log-sum-exp over ranks of the first statistic [N], sums of the others."""
+    """Log-sum-exp over ranks of the first statistic [N], sums of the others; the first three are differentiable."""
 
     @staticmethod
     def forward(ctx: Any, shard: Shard, softmax: bool, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -126,7 +126,8 @@ class _Merge(torch.autograd.Function):
         first, *rest = gradients
         if ctx.softmax and first is not None:
             mine, merged = ctx.saved_tensors
-            first = first * torch.where(mine == -torch.inf, 0, (mine - merged).exp())
+            share = torch.where(mine == -torch.inf, 0, (mine - merged).exp())
+            first = torch.where(first == 0, 0, first * share)  # also where the share is NaN
         return None, None, first, *rest
 
 
@@ -147,13 +148,19 @@ def merge(own: RowStatistics, shard: Shard, kind: str) -> RowStatistics:
     """The statistics over all classes from those over each shard's, the same bits on every rank.
 
     One all_gather of 3 numbers a row (5 with quadratic negatives, whose hard ones are counted), and two of 3 more in
-    all where the hardest class is wanted; without, it is -1 and its cosine NaN.
+    all where the hardest class is wanted; without, it is -1 and its cosine NaN. Where the other statistics are float32
+    there is one number more: what they leave of the target's cosine in float64. Its sum over ranks is exact, since all
+    ranks but one have 0.
     """
     ranks, softmax = shard.ranks, kind not in SUMS
-    parts = [own.neg_lse, own.target_cos, own.neg_cos_sum]
-    if kind == "quadratic":
-        parts += [own.hard_cos_sum, own.hard_count]
-    neg_lse, target_cos, neg_cos_sum, *hard = _Merge.apply(shard, softmax, *parts)
+    target = own.target_cos.to(own.neg_lse.dtype)
+    parts = [own.neg_lse, target, own.neg_cos_sum]
+    hard = [own.hard_cos_sum, own.hard_count] if kind == "quadratic" else []
+    exact = target.dtype == own.target_cos.dtype
+    rest = [] if exact else [(own.target_cos - target).detach().to(target.dtype)]
+    neg_lse, target_cos, neg_cos_sum, *others = _Merge.apply(shard, softmax, *parts, *hard, *rest)
+    if not exact:
+        target_cos = target_cos.to(own.target_cos.dtype) + others[-1]
     merged = own._replace(
         neg_lse=neg_lse,
         target_cos=target_cos,
@@ -163,7 +170,7 @@ def merge(own: RowStatistics, shard: Shard, kind: str) -> RowStatistics:
         hardest_class=torch.full_like(own.hardest_class, -1),
     )
     if hard:
-        merged = merged._replace(hard_cos_sum=hard[0], hard_count=hard[1])
+        merged = merged._replace(hard_cos_sum=others[0], hard_count=others[1])
     if not shard.hardest:
         return merged
     hardest_class = torch.where(own.hardest_class < 0, -1, own.hardest_class + shard.start)

@@ -15,6 +15,7 @@ from .margins.additive import ArcFace
 from .margins.base import Callback, Margin, as_margin
 from .negatives import Negatives
 from .op import Options, accumulate_dtype
+from .order import spread
 from .sampled import OUTSIDE, check_classes, positions
 
 LARGEST_SCALE = 1e30  # float32 must hold its products
@@ -58,7 +59,8 @@ def _per_row(value: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     _check.same_device("scale", value, "x", x)
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, n)):
         raise ValueError(f"scale must be a number, a scalar or [N] with N = {n}; got shape {tuple(value.shape)}")
-    return value.to(dtype).expand(n)
+    value = value.to(dtype)
+    return value if value.shape == (n,) else spread(value, n)
 
 
 def check_head(
@@ -239,7 +241,7 @@ def class_statistics(
     )
     if negatives is not None and not isinstance(negatives, Negatives):
         raise TypeError(f"negatives must be a Negatives or None; got {type(negatives).__name__}")
-    statistics = head.statistics() if negatives is None else head.statistics(negatives)
+    statistics = (head.statistics() if negatives is None else head.statistics(negatives)).rounded()
     return ClassStatistics(*statistics, head.correct(statistics))
 
 

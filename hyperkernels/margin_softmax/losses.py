@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from .chunked import OfClasses, Receiver
+from .margins.angles import settle
 from .margins.base import Margin, Rows
-from .negatives import COSINE, Negatives
+from .negatives import COSINE, SUMS, Negatives
 from .op import Options, RowStatistics, class_statistics
+from .order import pick, total
 from .reference import rows_of_classes, take_rows, unit_rows
 from .sampled import ABSENT, IGNORED, classes_at, positions
 
@@ -55,6 +57,7 @@ class Head(NamedTuple):
         return per_class if per_class is None or self.sampled is None else per_class.index_select(0, self.sampled)
 
     def statistics(self, negatives: Negatives = COSINE) -> RowStatistics:
+        """The statistics, target_cos in float64."""
         weight, target, sampled, receiver = self.weight, self.target, self.sampled, self.receiver
         options = self.options._replace(negatives=negatives.kind)
         if sampled is not None:
@@ -86,9 +89,9 @@ class Head(NamedTuple):
     def logits(self, psi: torch.Tensor) -> torch.Tensor:
         """The logits [N] of the rows' own classes, given psi."""
         if self.class_scale is not None:
-            psi = self.class_scale[self.target_class] * psi
+            psi = pick(self.class_scale, self.target_class) * psi
         logits = self.scale * psi
-        return logits if self.bias is None else logits + self.bias[self.target_class]
+        return logits if self.bias is None else logits + pick(self.bias, self.target_class)
 
     def correct(self, statistics: RowStatistics) -> torch.Tensor:
         """bool [N]: the class of the largest logit, without margin, is the target."""
@@ -108,12 +111,43 @@ class Head(NamedTuple):
             return Rows(torch.stack(cosines).amax(0), x_norm, self.target_class, self.counted)
 
 
+class Contained(NamedTuple):
+    """Statistics in which rows of NaN have harmless numbers instead.
+
+    The derivative of a formula at NaN is NaN, and so is its product with a gradient of zero: a row that the caller
+    leaves out of the loss would still reach every other row through the weight. Here such a row's gradient goes to the
+    statistics past the formula: zero where nothing comes in, and otherwise NaN by way of the kernels.
+    """
+
+    statistics: RowStatistics
+    unknown: torch.Tensor  # bool [N]
+    nan: torch.Tensor  # [N], NaN in these rows
+
+    def restore(self, loss: torch.Tensor) -> torch.Tensor:
+        """`loss` [N], of the harmless numbers, with NaN where it belongs."""
+        return torch.where(self.unknown, self.nan, loss)
+
+
+def contain(statistics: RowStatistics, kind: str) -> Contained:
+    """`kind` is that of the negatives: it says which statistic the loss reads in any case."""
+    others = statistics.neg_cos_sum if kind in SUMS else statistics.neg_lse
+    nan = others + statistics.target_cos.to(others.dtype)
+    unknown = nan.isnan()
+    harmless = statistics._replace(
+        neg_lse=statistics.neg_lse.masked_fill(unknown, 0),
+        target_cos=statistics.target_cos.masked_fill(unknown, 0),
+        x_norm=statistics.x_norm.masked_fill(unknown, 1),
+        neg_cos_sum=statistics.neg_cos_sum.masked_fill(unknown, 0),
+    )
+    return Contained(harmless, unknown, nan)
+
+
 def reduce(loss: torch.Tensor, counted: torch.Tensor, reduction: str) -> torch.Tensor:
     """none, sum, or the mean over the rows that count (0 where none does)."""
     loss = torch.where(counted, loss, 0)
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / counted.sum().clamp_min(1)
+    return total(loss) if reduction == "sum" else total(loss) / counted.sum().clamp_min(1)
 
 
 def margin_softmax(
@@ -127,7 +161,7 @@ def margin_softmax(
         head = head._replace(scale=margin.own_scale.to(head.scale).expand(head.scale.shape))
         if training and margin.adapts_scale:
             with torch.no_grad():
-                statistics = head.statistics()
+                statistics = head.statistics().rounded()
                 rows = Rows(statistics.target_cos, statistics.x_norm, head.target_class, head.counted)
                 margin.update_scale(rows, statistics)
             head = head._replace(scale=margin.own_scale.to(head.scale).expand(head.scale.shape))
@@ -138,21 +172,26 @@ def margin_softmax(
         negatives = margin.negatives(rows)
 
     statistics = head.statistics(negatives)
-    rows = Rows(statistics.target_cos, statistics.x_norm, head.target_class, head.counted)
     if training and not margin.looks_ahead:
         with torch.no_grad():
-            margin.update(Rows(*(part.detach() for part in rows)))
-    psi = margin.target_logits(rows, statistics)
+            known = statistics.rounded()
+            margin.update(Rows(known.target_cos, known.x_norm, head.target_class, head.counted))
+    contained = contain(statistics, negatives.kind)
+    statistics, used = statistics.rounded(), contained.statistics
+    rounded = used.rounded()
+    cosines = settle(used.target_cos, head.x.dtype) if margin.angular else rounded.target_cos
+    rows = Rows(cosines, used.x_norm, head.target_class, head.counted)
+    psi = margin.target_logits(rows, rounded)
     if psi.shape != head.target.shape:
         raise ValueError(f"margin must return shape {tuple(head.target.shape)}; got {tuple(psi.shape)}")
-    target_logit = head.logits(psi)
+    target_logit = head.logits(psi.to(head.scale.dtype))
     # logsigmoid keeps full relative precision where the sample is learned and lse - z_y would have cancelled to zero.
-    loss = -F.logsigmoid(target_logit - statistics.neg_lse)
+    loss = -F.logsigmoid(target_logit - used.neg_lse)
     if label_smoothing:
-        others = head.scale * statistics.neg_cos_sum
+        others = head.scale * used.neg_cos_sum
         bias = head.of_sampled(head.bias)
         if head.bias is not None and bias is not None:
-            others = others + bias.sum() - head.bias[head.target_class]
+            others = others + total(bias) - pick(head.bias, head.target_class)
         count = head.taking_part
         if smoothing_over == "all":
             loss = loss + label_smoothing * (target_logit - (target_logit + others) / count)
@@ -161,4 +200,4 @@ def margin_softmax(
     penalty = margin.penalty(rows)
     if penalty is not None:
         loss = loss + penalty
-    return reduce(loss, head.counted, reduction), statistics, head
+    return reduce(contained.restore(loss), head.counted, reduction), statistics, head

@@ -34,7 +34,8 @@ _CONSTANTS = (
     "str negatives, int sub_centers, bool normalize_x, bool normalize_weight, float eps, int ignore_index, "
     "int absent_index, SymInt block, SymInt kept_blocks"
 )
-# The nine statistics; then what only the backward reads: top and log_sum [N], with neg_lse = scale * top + log_sum;
+# The nine statistics, target_cos in float64; then what only the backward reads: top and log_sum [N], with
+# neg_lse = scale * top + log_sum;
 # scale_slope [N], the derivative of neg_lse to scale; w_norm [C*K]; block_lse [N, tiles], the log-sum-exp of each tile,
 # where skip_budget > 0; kept, kept_blocks tiles [N, block*K] of cosines. skip_report is written by the backward.
 _FORWARD = (
@@ -66,6 +67,10 @@ class RowStatistics(NamedTuple):
     target_center: torch.Tensor
     hard_cos_sum: torch.Tensor
     hard_count: torch.Tensor
+
+    def rounded(self) -> RowStatistics:
+        """The statistics with target_cos in the dtype of the others, as callers see them."""
+        return self._replace(target_cos=self.target_cos.to(self.neg_lse.dtype))
 
 
 class Options(NamedTuple):
@@ -111,6 +116,7 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, *rest: An
     sub_centers, block, kept_blocks, skip_budget = rest[6], *rest[-4:-1]
     n, classes = x.shape[0], count_classes(weight, rest[4], sub_centers)
     rows = [x.new_empty(n, dtype=accumulate_dtype(x.dtype)) for _ in range(12)]
+    rows[1] = x.new_empty(n, dtype=reference.target_dtype(x.device))
     for integer in (4, 6):
         rows[integer] = target.new_empty(n)
     tiles = (classes + block - 1) // block
@@ -214,7 +220,9 @@ def target_tiles(
 LIBRARY.define(
     "class_statistics_dscale(Tensor d_neg_lse, Tensor scale_slope, Tensor x, Tensor weight, Tensor scale) -> Tensor"
 )
-LIBRARY.impl("class_statistics_dscale", lambda d, slope, *_: d * slope, "CompositeExplicitAutograd")
+LIBRARY.impl(
+    "class_statistics_dscale", lambda d, slope, *_: torch.where(d == 0, 0, d * slope), "CompositeExplicitAutograd"
+)
 register_fake(LIBRARY, "class_statistics_dscale", lambda d, *_: torch.empty_like(d))
 torch.library.register_autograd("hyperkernels::class_statistics_dscale", _no_second_derivative, lib=LIBRARY)
 
@@ -225,7 +233,7 @@ def backward_arguments(
     """(incoming gradients, what the backward op reads of the forward, the skip plan, scale_slope)."""
     *saved, neg_lse, scale_slope, block_lse = ctx.saved_tensors
     zeros = torch.zeros_like(neg_lse)
-    incoming = [zeros if gradient is None else gradient for gradient in (*grads[:3], grads[5])]
+    incoming = [zeros if gradient is None else gradient.to(zeros.dtype) for gradient in (*grads[:3], grads[5])]
     skip = neg_lse.new_empty(0, dtype=torch.uint8)
     # The plan knows the gradient of the log-sum-exp alone; the one of the sum of cosines reaches every class.
     if ctx.skip_budget > 0 and grads[5] is None:

@@ -20,9 +20,56 @@ def unit_rows(v: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(short, unit.detach(), unit), torch.where(short, norm.detach(), norm)[:, 0]
 
 
+def target_cosines(
+    x: torch.Tensor,  # [N, D]
+    centre: torch.Tensor,  # [N, D], of each row's own class
+    normalize_x: bool,
+    normalize_weight: bool,
+    eps: float,
+) -> torch.Tensor:
+    """The cosines [N] between rows and centres in float64, where the device has it."""
+    dtype = torch.promote_types(x.dtype, target_dtype(x.device))
+    x, centre = x.to(dtype), centre.to(dtype)
+    x = unit_rows(x, eps)[0] if normalize_x else x
+    return (x * (unit_rows(centre, eps)[0] if normalize_weight else centre)).sum(1)
+
+
+def target_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of target_cos, whatever the inputs': the slope of an angular margin grows as the angle shrinks, and
+    float32 cannot tell the cosine of a small angle from 1."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def with_slope(value: torch.Tensor, slope: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
     """`value` with the gradient `slope` to `cos`."""
     return value.detach() + slope.detach() * (cos - cos.detach())
+
+
+class Unknown(torch.autograd.Function):
+    """0, and NaN for the rows of x that are not finite, which then stand for what follows from them.
+
+    What flows into such a row makes the gradients of x there and of the other tensors NaN, unless it is zero: a row
+    that is left out of a loss reaches no one.
+    """
+
+    @staticmethod
+    def forward(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.isfinite().all(1), 0, torch.nan).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        x, *others, output = ctx.saved_tensors
+        hit = output.isnan() & (gradient != 0)
+        of_x = torch.where(hit[:, None], torch.nan, 0).to(x.dtype).expand(x.shape)
+        return of_x, *(torch.where(hit.any(), torch.nan, 0).to(other.dtype).expand(other.shape) for other in others)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return torch.zeros_like(tangents[0].sum(1))
 
 
 def take_rows(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -137,6 +184,9 @@ def class_statistics(
         known = f"lie in [0, {count})" if classes is None else "be among classes"
         raise IndexError(f"target must {known} or equal ignore_index={ignore_index}")
     x = torch.where(active[:, None], x, 0)
+    leaves = [v for v in (weight, scale, class_scale, bias) if v is not None]
+    unknown = Unknown.apply(x, *leaves)
+    x = torch.where(unknown.isnan()[:, None], 0, x)
     x_hat, x_norm = unit_rows(x, eps)
     w_hat = unit_rows(weight, eps)[0] if normalize_weight else weight
     with autocast(x, None):  # a cosine in half precision is no cosine
@@ -149,13 +199,17 @@ def class_statistics(
     is_target = torch.arange(count, device=x.device) == own[:, None]
     target_cos = torch.where(is_target, cos, 0).sum(1)
     target_center = torch.where(is_target, center, 0).sum(1)
+    with torch.no_grad():
+        centre = weight[own.clamp_min(0) * sub_centers + target_center]
+        precise = target_cosines(x, centre, normalize_x, normalize_weight, eps)
+    target_cos = torch.where(own >= 0, precise, 0) + (target_cos - target_cos.detach())
     phi = transform_cosines(negatives, cos, transform, scale, bias)
     offset = 0 if bias is None else bias
     if class_scale is not None:
         phi = phi * class_scale
     neg_sum = torch.where(is_target, 0, phi).sum(1)
     if negatives in ("sface", "sphereface2", "uniface"):
-        neg_lse = torch.zeros_like(target_cos)
+        neg_lse = torch.zeros_like(neg_sum)
     else:
         logits = (scale[:, None] * phi + offset).masked_fill(is_target, -torch.inf)
         alone = is_target.all(1)  # a row of nothing but -inf would have a gradient of NaN
@@ -168,14 +222,14 @@ def class_statistics(
     hard = torch.zeros_like(is_target)
     if negatives == "quadratic" and transform is not None:
         hard = (cos.detach() > transform[:, :1]) & ~is_target & active[:, None]
-    nan = torch.where(outside, torch.nan, 0).to(cos)
+    nan = unknown + torch.where(outside, torch.nan, 0).to(cos)
     return (
         torch.where(active, neg_lse + nan, -torch.inf if negatives not in ("sface", "sphereface2", "uniface") else 0),
         torch.where(active, target_cos + nan, 0),
-        x_norm,
-        torch.where(active, hardest_cos, -torch.inf),
+        x_norm + unknown,
+        torch.where(active, hardest_cos + unknown.detach(), -torch.inf),
         torch.where(~active | (hardest_cos == -torch.inf), -1, hardest_class),
-        torch.where(active, neg_sum, 0),
+        torch.where(active, neg_sum + unknown, 0),
         target_center,
         torch.where(hard, cos.detach(), 0).sum(1),
         hard.sum(1).to(cos.dtype),

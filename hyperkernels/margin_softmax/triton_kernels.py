@@ -181,8 +181,9 @@ def class_statistics(
         x, weight, target, scale, class_scale, bias, transform, classes, negatives, sub_centers, normalize_x,
         normalize_weight, eps, ignore_index, absent_index, block,
     )  # fmt: skip
-    floats = [x.new_empty(p.rows, dtype=p.dtype) for _ in range(10)]
-    neg_lse, target_cos, x_norm, hardest_cos, neg_sum, hard_cos, hard_count, top, log_sum, scale_slope = floats
+    floats = [x.new_empty(p.rows, dtype=p.dtype) for _ in range(9)]
+    neg_lse, x_norm, hardest_cos, neg_sum, hard_cos, hard_count, top, log_sum, scale_slope = floats
+    target_cos = x.new_empty(p.rows, dtype=torch.float64)
     hardest_class, target_center = (target.new_empty(p.rows) for _ in range(2))
     block_lse = x.new_empty((p.rows, p.tiles) if skip_budget > 0 else (0, 0), dtype=p.dtype)
     kept = x.new_empty(kept_blocks * p.rows * block * sub_centers, dtype=p.dtype)

@@ -92,7 +92,7 @@ def row_kernel(
     multiplier_ptr,  # [padded rows]
     own_ptr,  # [padded rows]
     x_norm_ptr,  # [rows], or None, as the two below
-    target_cos_ptr,  # [rows]
+    target_cos_ptr,  # float64 [rows]
     target_center_ptr,  # [rows]
     rows,
     classes,
@@ -108,7 +108,9 @@ def row_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Owns BLOCK_ROWS samples: their copy, multiplier and class, and in the forward their length and target cosine.
-    Reads x three times (twice from the caches) and the target's own centres."""
+    Reads x three times (twice from the caches) and the target's own centres. The target cosine is in double throughout:
+    float cannot tell the cosine of a small angle from 1, and the slope of an angular margin grows as the angle shrinks.
+    """
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     target = tl.load(target_ptr + row, mask=row < rows, other=0)
     active = (row < rows) & (target != ignore_index)
@@ -142,21 +144,29 @@ def row_kernel(
 
     if x_norm_ptr is not None:
         tl.store(x_norm_ptr + row, length, mask=row < rows)
-        best = tl.full([BLOCK_ROWS], float("-inf"), norm.dtype)
+        best = tl.full([BLOCK_ROWS], float("-inf"), tl.float64)
         best_center = tl.zeros([BLOCK_ROWS], tl.int64)
         own_class = own
         if index_ptr is not None:
             own_class = tl.load(index_ptr + own, mask=inside, other=0)
         for center in tl.static_range(SUB_CENTERS):
-            dot = tl.zeros([BLOCK_ROWS], norm.dtype)
+            dot = tl.zeros([BLOCK_ROWS], tl.float64)
+            x_square, w_square = dot, dot
             w_row = w_ptr + (own_class * SUB_CENTERS + center)[:, None] * D
             for start in range(0, D, BLOCK_D):
                 mask = inside[:, None] & (columns < D - start)
-                dot += tl.sum(
-                    load(x_row + start + columns, mask) * shrink[:, None] * load(w_row + start + columns, mask), 1
-                )
-            inverse = _inverse_norms(w_norm_ptr, own, own * 0, inside, center, SUB_CENTERS, EPS, NORMALIZE_WEIGHT)
-            cos = dot * multiplier * inverse
+                mine = (load(x_row + start + columns, mask) * shrink[:, None]).to(tl.float64)
+                centre = load(w_row + start + columns, mask).to(tl.float64)
+                dot += tl.sum(mine * centre, 1)
+                x_square += tl.sum(mine * mine, 1)
+                w_square += tl.sum(centre * centre, 1)
+            if norm.dtype == tl.float64:  # whose squares may overflow; the lengths at hand are as good
+                inverse = _inverse_norms(w_norm_ptr, own, own * 0, inside, center, SUB_CENTERS, EPS, NORMALIZE_WEIGHT)
+                cos = dot * multiplier * inverse
+            else:
+                floor = shrink.to(tl.float64) * EPS
+                cos = dot / tl.maximum(tl.sqrt(x_square), floor) if NORMALIZE_X else dot / shrink
+                cos = cos / tl.maximum(tl.sqrt(w_square), EPS) if NORMALIZE_WEIGHT else cos
             better = (cos > best) | (cos != cos)
             best = tl.where(better, cos, best)
             best_center = tl.where(better, center, best_center)

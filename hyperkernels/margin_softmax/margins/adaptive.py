@@ -41,6 +41,10 @@ class ElasticFace(Margin):
 
     needs_cosine = True
 
+    @property
+    def angular(self) -> bool:  # type: ignore[override]
+        return self.kind == "arc"
+
     def __post_init__(self) -> None:
         _check.number("m", self.m)
         _check.number("std", self.std, minimum=0.0)
@@ -49,9 +53,9 @@ class ElasticFace(Margin):
             _check.choice("plus", self.plus, ("rank", "permutation"))
         _check.choice("gradient", self.gradient, GRADIENTS)
 
-    def draw(self, target_cos: torch.Tensor) -> torch.Tensor:
+    def draw(self, like: torch.Tensor) -> torch.Tensor:
         """Fresh margins, one a row."""
-        return torch.empty_like(target_cos).normal_(self.m, self.std, generator=self.generator)
+        return torch.empty_like(like).normal_(self.m, self.std, generator=self.generator)
 
     def assign(self, margins: torch.Tensor, target_cos: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
         """The margins in the order that ``plus`` asks for; those of rows that do not count stay."""
@@ -59,7 +63,7 @@ class ElasticFace(Margin):
             return margins
         infinity = torch.full_like(margins, torch.inf)
         smallest_first = torch.where(counted, margins, infinity).sort().values
-        largest_cos_first = torch.where(counted, -target_cos.detach(), infinity).argsort(stable=True)
+        largest_cos_first = torch.where(counted, -target_cos.detach(), torch.inf).argsort(stable=True)
         if self.plus == "rank":
             assigned = torch.empty_like(margins).scatter(0, largest_cos_first, smallest_first)
         else:
@@ -67,17 +71,17 @@ class ElasticFace(Margin):
             assigned = smallest_first[position[largest_cos_first][position]]
         return torch.where(counted, assigned, margins)
 
-    def _psi(self, target_cos: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        margins = self.assign(self.draw(target_cos.detach()), target_cos, counted)
+    def _psi(self, target_cos: torch.Tensor, x_norm: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        margins = self.assign(self.draw(x_norm.detach()), target_cos, counted)
         if self.kind == "cos":
             return target_cos - margins
         return add_angle(target_cos, margins, self.gradient)
 
     def __call__(self, target_cos: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
-        return self._psi(target_cos, torch.ones_like(target_cos, dtype=torch.bool))
+        return self._psi(target_cos, x_norm, torch.ones_like(target_cos, dtype=torch.bool))
 
     def target_logits(self, rows: Rows, statistics: RowStatistics) -> torch.Tensor:
-        return self._psi(rows.target_cos, rows.counted)
+        return self._psi(rows.target_cos, rows.x_norm, rows.counted)
 
 
 class AdaFace(torch.nn.Module, Margin):
@@ -101,10 +105,11 @@ class AdaFace(torch.nn.Module, Margin):
 
     The averages are over the rows that count and whose norm is not NaN. A batch of one such row moves the mean alone,
     since one sample has no deviation. The authors also hold every cosine within 0.001 of +-1 for the sake of half
-    precision, which the float32 cosines here do not need.
+    precision, which the cosines here do not need.
     """
 
     needs_cosine = True
+    angular = True
 
     def __init__(
         self,
@@ -176,6 +181,7 @@ class MagFace(Margin):
     gradient: str = "exact"
 
     needs_cosine = True
+    angular = True
 
     def __post_init__(self) -> None:
         _check.number("l_a", self.l_a, above=0.0)

@@ -7,6 +7,7 @@ import torch
 
 from ... import _check
 from ..op import RowStatistics
+from ..order import pick
 from .angles import GRADIENTS, PAST_PI, add_angle, angle, carry, trace
 from .base import Margin, Rows
 
@@ -57,6 +58,7 @@ class ArcFace(Margin):
     past_pi: str = "linear"
 
     needs_cosine = True
+    angular = True
 
     def __post_init__(self) -> None:
         _check.number("m", self.m, minimum=0.0, maximum=math.pi / 2)
@@ -89,6 +91,7 @@ class CombinedMargin(Margin):
     gradient: str = "exact"
 
     needs_cosine = True
+    angular = True
 
     def __post_init__(self) -> None:
         _check.number("m1", self.m1, above=0.0)
@@ -134,6 +137,7 @@ class ClassMargin(torch.nn.Module, Margin):
         super().__init__()
         _check.tensor("margins", margins, _check.FLOAT_DTYPES, dim=1)
         self.kind = _check.choice("kind", kind, ("cos", "arc"))
+        self.angular = kind == "arc"
         self.reward = _check.number("reward", reward, minimum=0.0)
         self.gradient = _check.choice("gradient", gradient, GRADIENTS)
         self.past_pi = _check.choice("past_pi", past_pi, PAST_PI)
@@ -160,7 +164,7 @@ class ClassMargin(torch.nn.Module, Margin):
         raise TypeError("ClassMargin needs the rows' classes: use it in a head, or call target_logits")
 
     def target_logits(self, rows: Rows, statistics: RowStatistics) -> torch.Tensor:
-        margins = self.margins[rows.target].to(rows.target_cos)
+        margins = pick(self.margins, rows.target).to(rows.target_cos)
         if self.learned:  # outside training nobody puts the parameter back into its range
             margins = margins + (margins.clamp(0, 1) - margins).detach()
         if self.kind == "cos":

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from ..order import total
 from .base import Rows
 
 GRADIENTS = ("exact", "straight_through")
@@ -22,6 +23,19 @@ def sine(cos: torch.Tensor) -> torch.Tensor:
 def angle(cos: torch.Tensor) -> torch.Tensor:
     """theta, in [0, pi]; its derivative at the poles is 0."""
     return torch.atan2(sine(cos), cos)
+
+
+def settle(cos: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The cosines in float64 of inputs of `dtype`, on the pole where they are within an angle of 2^-20 of it.
+
+    The gradient is the margin's slope, about 1 / theta, times w - cos(theta) x, a difference of that length which
+    float32 knows to some 6e-8. Nearer to the pole than 2^-20 it has no direction left, and the slope would magnify its
+    rounding to the size of a gradient; on the pole the slope is bounded.
+    """
+    if dtype == torch.float64:
+        return cos
+    pole = torch.where(1 - cos.detach().abs() < 2.0**-41, cos.detach().sign(), cos.detach())
+    return cos + (pole - cos.detach())
 
 
 def trace(target_cos: torch.Tensor, gradient: str) -> torch.Tensor:
@@ -63,7 +77,7 @@ def known(values: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 def mean_over(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The mean of the masked entries, 0 where there is none."""
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp_min(1)
+    return total(torch.where(mask, values, 0)) / mask.sum().clamp_min(1)
 
 
 def follow(state: torch.Tensor, value: torch.Tensor, momentum: float, there: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ Callback = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Rows(NamedTuple):
     """What a margin may look at, [N] each."""
 
-    target_cos: torch.Tensor  # cosine between each sample and its own class centre
+    target_cos: torch.Tensor  # cosine between each sample and its own class centre; see `Margin.angular` for its dtype
     x_norm: torch.Tensor  # the sample's norm before normalisation
     target: torch.Tensor  # int64; anything where not counted
     counted: torch.Tensor  # bool: False where the row is ignored
@@ -32,6 +32,7 @@ class Margin:
 
     looks_ahead: bool = False  # needs the target's cosines before the pass over the classes
     needs_cosine: bool = False  # makes sense on cosines only: x and weight must both be normalised
+    angular: bool = False  # computes with the angle: target_cos comes in float64, whatever the inputs
     adapts_scale: bool = False  # `update_scale` is wanted, at the price of one more pass over the classes
 
     @property

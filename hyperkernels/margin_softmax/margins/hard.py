@@ -31,6 +31,7 @@ class CurricularFace(torch.nn.Module, Margin):
     """
 
     needs_cosine = True
+    angular = True
     looks_ahead = True
 
     def __init__(
@@ -85,6 +86,10 @@ class MVSoftmax(Margin):
     needs_cosine = True
     looks_ahead = True
 
+    @property
+    def angular(self) -> bool:  # type: ignore[override]
+        return self.kind == "arc"
+
     def __post_init__(self) -> None:
         _check.number("m", self.m, minimum=0.0, maximum=math.pi / 2)
         _check.number("weight", self.weight, minimum=1.0)
@@ -125,6 +130,7 @@ class NPCFace(Margin):
     gradient: str = "exact"
 
     needs_cosine = True
+    angular = True
     looks_ahead = True
 
     def __post_init__(self) -> None:
@@ -196,6 +202,7 @@ class ArcNegFace(Margin):
     past_pi: str = "linear"
 
     needs_cosine = True
+    angular = True
     looks_ahead = True
 
     def __post_init__(self) -> None:
@@ -239,6 +246,7 @@ class InterClassFilter(torch.nn.Module, Margin):
             raise ValueError(f"margin must leave the negatives as they are; got {margin}")
         self.margin = inner
         self.needs_cosine = inner.needs_cosine
+        self.angular = inner.angular
         self.adapts_scale = inner.adapts_scale
 
     @property

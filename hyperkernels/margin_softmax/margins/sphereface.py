@@ -49,6 +49,7 @@ class SphereFace(Margin):
     raw_norm: bool = False
 
     needs_cosine = True
+    angular = True
 
     def __post_init__(self) -> None:
         _check.number("m", self.m, minimum=1.0)
@@ -81,6 +82,7 @@ class SphereFaceR1(Margin):
     gradient: str = "exact"
 
     needs_cosine = True
+    angular = True
 
     def __post_init__(self) -> None:
         _check.number("m", self.m, minimum=1.0)
@@ -137,6 +139,8 @@ class ASoftmax(torch.nn.Module, Margin):
         iteration: int64 scalar, the training steps so far; a buffer.
     """
 
+    angular = True
+
     def __init__(
         self,
         m: float = 4.0,
@@ -170,7 +174,7 @@ class ASoftmax(torch.nn.Module, Margin):
         return falling.clamp_min(self.lambda_min)
 
     def forward(self, target_cos: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
-        weight = self.annealing(target_cos.dtype)
+        weight = self.annealing(x_norm.dtype)
         return (weight * target_cos + self.phi(target_cos, x_norm)) / (1 + weight)
 
     def extra_repr(self) -> str:
