@@ -239,3 +239,18 @@ X, W, T = torch.randn(4, 3), torch.randn(5, 3), torch.zeros(4, dtype=torch.int64
 def test_wrong_arguments(arguments, options, error, message):
     with pytest.raises(error, match=message):
         hk.margin_softmax_loss(*arguments, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("magnitude", [1e-290, 1e-160, 1e155, 1e200, 1e290])
+@pytest.mark.parametrize("sub_centers", [1, 2])
+def test_long_and_short_rows_of_doubles(backend, magnitude, sub_centers):
+    x, weight, target = (v.detach() for v in problem(9, 50 * sub_centers, 24, torch.float64))
+    target = target % 50
+    wanted = loss_and_gradients(x, weight, target, sub_centers=sub_centers)
+    loss, dx, dweight = loss_and_gradients(
+        x * magnitude, weight * magnitude, target, sub_centers=sub_centers, eps=1e-305
+    )
+    torch.testing.assert_close(loss, wanted[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(dx * magnitude, wanted[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(dweight * magnitude, wanted[2], rtol=1e-9, atol=1e-12)

@@ -37,6 +37,17 @@ def dot(a, b):
     return (a * b).sum(-1, keepdim=True)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e30), (torch.float64, 1e160), (torch.float64, 1e300)])
+def test_rows_whose_squares_leave_their_range(dtype, size):
+    x, y = pair(dtype=dtype)
+    for function in (sphere.angle, sphere.log_map, sphere.tangent, lambda a, b: sphere.slerp(a, b, 0.3)):
+        leaves = [x.clone().requires_grad_(), (x * size).requires_grad_()]
+        usual, far = (function(leaf, y) for leaf in leaves)
+        torch.testing.assert_close(far, usual, rtol=1e-5, atol=1e-6)
+        of_usual, of_far = (torch.autograd.grad(f.sum(), leaf)[0] for f, leaf in zip((usual, far), leaves, strict=True))
+        torch.testing.assert_close(of_far * size, of_usual, rtol=1e-4, atol=1e-5)
+
+
 def test_textbook():
     x, y = pair()
     t, alpha, scale = torch.rand(5, dtype=torch.float64), torch.rand(7, dtype=torch.float64), torch.rand(5, 7).double()

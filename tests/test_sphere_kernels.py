@@ -139,10 +139,14 @@ def test_accuracy_at_all_angles(name, dtype, theta):
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_rows_of_extreme_length(name, poisoned_memory):
-    """A float32 row whose square leaves the range stands for its direction as well as any other."""
-    args = inputs(name, 7, 50, torch.float32)
-    exponents = torch.tensor([-11.0, -8, -3, 0, 3, 12, 36])[:, None]
+@pytest.mark.parametrize(
+    ("dtype", "exponents"),
+    [(torch.float32, (-11, -8, -3, 0, 3, 12, 36)), (torch.float64, (-11, -8, 0, 12, 156, 200, 300))],
+)
+def test_rows_of_extreme_length(name, dtype, exponents, poisoned_memory):
+    """A row whose square leaves the range stands for its direction as well as any other."""
+    args = inputs(name, 7, 50, dtype)
+    exponents = torch.tensor(exponents, dtype=dtype)[:, None]
     scaled = [
         a * 10**exponents if i == 0 or (i == 1 and name in ("slerp", "angle", "log", "residual")) else a
         for i, a in enumerate(args)

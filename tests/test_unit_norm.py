@@ -94,6 +94,21 @@ def test_extreme_rows(dtype, magnitude, eps):
         torch.testing.assert_close(y.double().norm(dim=1), torch.ones(3, dtype=torch.float64), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("magnitude", [1e-320, 1e-300, 1e-170, 1e155, 1e200, 1e306])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_doubles_whose_squares_leave_their_range(backend, magnitude):
+    x = torch.randn(5, 64, dtype=torch.float64)
+    x = (x * magnitude) / magnitude if magnitude > 1e-305 else (x * 1e3).round()
+    g = torch.randn(5, 64, dtype=torch.float64)
+    far = x * magnitude
+    with hk.backend(backend):
+        y, dx = with_grad(lambda v: hk.unit_norm(v, eps=0.0), far, g)
+    truth = with_grad(F.normalize, far / magnitude, g)
+    torch.testing.assert_close(y, truth[0], rtol=1e-12, atol=1e-14)
+    if magnitude > 1e-305:  # below, the gradient itself leaves their range
+        torch.testing.assert_close(dx * magnitude, truth[1], rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("special", [0.0, math.inf, -math.inf, math.nan])
 def test_special_rows(dtype, special):

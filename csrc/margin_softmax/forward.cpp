@@ -15,6 +15,20 @@ namespace {
 // float cannot tell the cosine of a small angle from 1. Of several centres the largest cosine counts, the lowest centre
 // on ties.
 struct TargetCosines {
+  // |v| in double whatever T is.
+  template <class T>
+  static HK_INLINE double long_length(const T* v, int64_t dim) {
+    return std::is_same_v<T, double> ? simd::length(v, dim) : std::sqrt(simd::dot<double>(v, v, dim));
+  }
+
+  template <class T>
+  static HK_INLINE double scaled_dot(const T* x, double of_x, const T* w, double of_w, int64_t dim) {
+    return simd::sums<double>(
+               dim, [&](int64_t k, double& sum, double&, double&, double&)
+                        HK_LAMBDA { sum += double(simd::load(x + k)) * of_x * (double(simd::load(w + k)) * of_w); })
+        .a;
+  }
+
   template <class T, class A>
   static HK_INLINE void run(const T* x, const Centres<T>& centres, const Row<A>* row, int64_t rows, int64_t dim,
                             int64_t sub_centers, double eps, bool normalize_x, bool normalize_weight, double* cosine,
@@ -23,14 +37,16 @@ struct TargetCosines {
       cosine[i] = 0;
       center[i] = 0;
       if (row[i].own < 0) continue;
-      const double length = normalize_x ? std::sqrt(simd::dot<double>(x, x, dim)) : 1;
+      const double length = normalize_x ? long_length(x, dim) : 1;
       const double inverse = 1 / (normalize_x && length < eps ? eps : length);
       double best = 0;
       for (int64_t k = 0; k < sub_centers; ++k) {
         const T* w = centres.of_class(row[i].own) + k * dim;
-        const double norm = normalize_weight ? std::sqrt(simd::dot<double>(w, w, dim)) : 1;
-        const double product = simd::dot<double>(x, w, dim) * inverse;
-        const double candidate = product / (normalize_weight && norm < eps ? eps : norm);
+        const double norm = normalize_weight ? long_length(w, dim) : 1;
+        const double over = 1 / (normalize_weight && norm < eps ? eps : norm);
+        // In doubles either factor goes in with its divisor: the product of two long rows may overflow.
+        const double candidate = std::is_same_v<T, double> ? scaled_dot(x, inverse, w, over, dim)
+                                                           : simd::dot<double>(x, w, dim) * inverse * over;
         if (k > 0 && !(candidate > best || candidate != candidate)) continue;
         best = candidate;
         center[i] = k;

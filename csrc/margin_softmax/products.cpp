@@ -21,7 +21,7 @@ struct UnitRows {
         for (int64_t k = 0; k < dim; ++k) unit[k] = 0;
         continue;
       }
-      const double length = std::sqrt(simd::sum_squares(x, dim));
+      const double length = simd::length(x, dim);
       norm[i] = A(length);
       const A inverse = normalize ? A(1 / (length < eps ? eps : length)) : A(1);
 #pragma omp simd
@@ -121,7 +121,7 @@ struct PackedRows {
       for (int64_t k = row[i].active ? dim : 0; k < ld; ++k) packed[k].bits = 0;
       norm[i] = 0;
       if (!row[i].active) continue;
-      const double length = std::sqrt(simd::sum_squares(x, dim));
+      const double length = simd::length(x, dim);
       norm[i] = float(length);
       int exponent = 0;
       if (length > 0 && std::isfinite(length)) std::frexp(length, &exponent);

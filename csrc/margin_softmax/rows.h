@@ -79,7 +79,7 @@ struct RowState {
 struct CentreNorms {
   template <class T, class A>
   static HK_INLINE void run(const T* w, int64_t count, int64_t dim, A* norm) {
-    for (int64_t j = 0; j < count; ++j, w += dim) norm[j] = A(std::sqrt(simd::sum_squares(w, dim)));
+    for (int64_t j = 0; j < count; ++j, w += dim) norm[j] = A(simd::length(w, dim));
   }
 };
 
@@ -287,9 +287,9 @@ struct FinishCentres {
         for (int64_t k = 0; k < dim; ++k) simd::store(out + k, A(0));
       } else {
         const A inverse = A(1 / double(norm[r]));
-        A radial = 0;
-#pragma omp simd reduction(+ : radial)
-        for (int64_t k = 0; k < dim; ++k) radial += v[k] * (A(simd::load(w + k)) * inverse);
+        const A radial = A(simd::sums<A>(dim, [&](int64_t k, A& sum, A&, A&, A&) HK_LAMBDA {
+                             sum += v[k] * (A(simd::load(w + k)) * inverse);
+                           }).a);
 #pragma omp simd
         for (int64_t k = 0; k < dim; ++k) simd::store(out + k, v[k] - A(simd::load(w + k)) * inverse * radial);
       }
@@ -311,8 +311,9 @@ struct FinishRows {
       const A inverse = is_short ? A(0) : A(1 / double(norm[i]));
       A radial = 0;
       if (normalize) {
-#pragma omp simd reduction(+ : radial)
-        for (int64_t k = 0; k < dim; ++k) radial += v[k] * (A(simd::load(x + k)) * inverse);
+        radial = A(simd::sums<A>(dim, [&](int64_t k, A& sum, A&, A&, A&) HK_LAMBDA {
+                     sum += v[k] * (A(simd::load(x + k)) * inverse);
+                   }).a);
       }
       const A outer = normalize ? inverse : A(1), along = is_short ? A(0) : d_norm[i];
 #pragma omp simd

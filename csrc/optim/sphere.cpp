@@ -18,7 +18,6 @@ using simd::store;
 
 constexpr double kShort = 1e-12;  // a shorter vector has no direction
 constexpr double kLong = 1e37;    // a larger sum of squares is taken again in double
-constexpr int64_t kChunk = 1024;  // terms of a partial sum
 
 struct SgdOptions {
   double lr, momentum, dampening, unscale;
@@ -57,7 +56,7 @@ struct Row {
         gradient(v.gradients + row * v.dim),
         momentum(v.momenta == nullptr ? nullptr : v.momenta + row * v.dim),
         dim(v.dim) {
-    const double norm = std::sqrt(simd::sum_squares(point, dim));
+    const double norm = simd::length(point, dim);
     const double inverse_norm = norm < kShort ? 0 : 1 / norm;
     double product = simd::dot<A>(point, gradient, dim);
     if (sizeof(A) == 4 && !(std::abs(product) < kLong)) product = simd::dot<double>(point, gradient, dim);
@@ -91,25 +90,17 @@ struct Path {
   }
 
   struct Sums {
-    double squares = 0, along = 0;  // |end|^2 and end . momentum
+    double squares, along;  // |end|^2 and end . momentum
   };
 
   template <class T>
   HK_INLINE Sums sums() const {
-    Sums total;
-    for (int64_t begin = 0; begin < row.dim; begin += kChunk) {
-      const int64_t stop = std::min(row.dim, begin + kChunk);
-      T squares = 0, along = 0;
-#pragma omp simd reduction(+ : squares, along)
-      for (int64_t k = begin; k < stop; ++k) {
-        const T y = end(k);
-        squares += y * y;
-        if constexpr (change != Change::kTangent) along += y * row.momentum[k];
-      }
-      total.squares += squares;
-      total.along += along;
-    }
-    return total;
+    const simd::Sums total = simd::sums<T>(row.dim, [&](int64_t k, T& squares, T& along, T&, T&) HK_LAMBDA {
+      const T y = end(k);
+      squares += y * y;
+      if constexpr (change != Change::kTangent) along += y * row.momentum[k];
+    });
+    return {total.a, total.b};
   }
 
   template <class T>
@@ -189,18 +180,11 @@ struct SphereAdamRows {
         size = o->lr / -std::expm1(step * log_beta1);
         correction = -std::expm1(step * log_beta2);
       }
-      double total = 0;
-      for (int64_t start = 0; start < row.dim; start += kChunk) {
-        const int64_t stop = std::min(row.dim, start + kChunk);
-        A part = 0;
-#pragma omp simd reduction(+ : part)
-        for (int64_t k = start; k < stop; ++k) {
-          const A tangent = row.tangent(k);
-          row.momentum[k] = beta1 * row.momentum[k] + rest1 * tangent;
-          part += tangent * tangent;
-        }
-        total += part;
-      }
+      const double total = simd::sums<A>(row.dim, [&](int64_t k, A& squares, A&, A&, A&) HK_LAMBDA {
+                             const A tangent = row.tangent(k);
+                             row.momentum[k] = beta1 * row.momentum[k] + rest1 * tangent;
+                             squares += tangent * tangent;
+                           }).a;
       double square = o->beta2 * vectors->squares[i] + (1 - o->beta2) * total;
       vectors->squares[i] = A(square);
       if (vectors->largest != nullptr) {

@@ -32,7 +32,7 @@ HK_INLINE Mixture<A> mix(const Row<A>& h, const Row<A>& block, const A* alpha, A
                            r[i] = value;
                            rr += value * value;
                          }).a;
-  const double norm = std::sqrt(squares > 1e-24 && squares < 1e37 ? squares : simd::sum_squares(r, dim));
+  const double norm = squares > 1e-24 && squares < 1e37 ? std::sqrt(squares) : simd::length(r, dim);
   return {ratio, norm < kEps * h.norm ? 0 : 1 / norm};
 }
 

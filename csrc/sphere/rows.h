@@ -16,9 +16,6 @@
 
 namespace hyperkernels::sphere {
 
-// For lambdas that belong into a kernel's loops.
-#define HK_LAMBDA __attribute__((always_inline))
-
 // A shorter row has no direction: it counts as 0 and gets a gradient of 0.
 constexpr double kEps = 1e-12;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -51,32 +48,8 @@ HK_INLINE const float* plain(const S* row, float* scratch, int64_t dim) {
   return scratch;
 }
 
-// Up to four sums over a row: f(i, a, b, c, d) adds the terms of element i. Partial sums of at most kChunk terms are
-// added in double, so that the error of a long float row does not grow with its length.
-struct Sums {
-  double a = 0, b = 0, c = 0, d = 0;
-};
-
-template <class A, class F>
-HK_INLINE Sums sums(int64_t dim, F f) {
-  constexpr int64_t kChunk = 1024;
-  Sums total;
-  for (int64_t i0 = 0; i0 < dim; i0 += kChunk) {
-    const int64_t i1 = std::min(i0 + kChunk, dim), half = (i1 - i0) / 2;
-    A a = 0, b = 0, c = 0, d = 0, a2 = 0, b2 = 0, c2 = 0, d2 = 0;
-#pragma omp simd reduction(+ : a, b, c, d, a2, b2, c2, d2)
-    for (int64_t i = i0; i < i0 + half; ++i) {
-      f(i, a, b, c, d);
-      f(i + half, a2, b2, c2, d2);
-    }
-    if (i0 + 2 * half < i1) f(i1 - 1, a, b, c, d);
-    total.a += double(a) + double(a2);
-    total.b += double(b) + double(b2);
-    total.c += double(c) + double(c2);
-    total.d += double(d) + double(d2);
-  }
-  return total;
-}
+using simd::Sums;
+using simd::sums;
 
 // Whether the squares and products of a row of that length are safe.
 HK_INLINE bool ordinary(double length) { return length > 1e-6 && length < 1e6; }
@@ -84,7 +57,7 @@ HK_INLINE bool ordinary(double length) { return length > 1e-6 && length < 1e6; }
 template <class S, class A>
 HK_INLINE Row<A> bring(const S* row, A* scratch, int64_t dim) {
   const A* data = plain(row, scratch, dim);
-  const double length = std::sqrt(simd::sum_squares(data, dim));
+  const double length = simd::length(data, dim);
   if (ordinary(length)) return {data, length, 1 / length, false};
   if (length < kEps) {
     std::fill(scratch, scratch + dim, A(0));

@@ -67,7 +67,7 @@ struct VectorsRows {
     for (int64_t row = begin; row < end; ++row) {
       const Row<A> x = bring(of->x.row(row), kept, dim);
       split(x, plain(of->v.row(row), kept + dim, dim), w, dim);
-      const Path at = path(of->kind, of->kind == Kind::kTangent ? 0 : std::sqrt(simd::sum_squares(w, dim)));
+      const Path at = path(of->kind, of->kind == Kind::kTangent ? 0 : simd::length(w, dim));
       const A a = A(at.a / x.norm), b = A(at.b);
       S* to = out + row * dim;
 #pragma omp simd
@@ -89,7 +89,7 @@ struct VectorsBackwardRows {
       const Row<A> x = bring(of->x.row(row), kept, dim);
       const double p = split(x, plain(of->v.row(row), kept + dim, dim), w, dim) * x.norm;
       const A* g = plain(grad + row * dim, kept + 2 * dim, dim);
-      const Path at = path(of->kind, of->kind == Kind::kTangent ? 0 : std::sqrt(simd::sum_squares(w, dim)));
+      const Path at = path(of->kind, of->kind == Kind::kTangent ? 0 : simd::length(w, dim));
       const Sums s = sums<A>(dim, [&](int64_t i, A& gx, A& gw, A&, A&) HK_LAMBDA {
         gx += g[i] * x.data[i];
         gw += g[i] * w[i];

@@ -25,7 +25,7 @@ struct UnitNormRows {
   static HK_INLINE void run(const S* x, S* y, int64_t rows, int64_t dim, double eps) {
     using A = typename simd::Accumulate<S>::type;
     for (int64_t row = 0; row < rows; ++row, x += dim, y += dim) {
-      const double norm = std::sqrt(simd::sum_squares(x, dim));
+      const double norm = simd::length(x, dim);
       const double divisor = norm < eps ? eps : norm;
       if (sizeof(A) == 4 && ordinary(divisor)) {
         const A inverse = A(1 / divisor);
@@ -45,19 +45,21 @@ struct UnitNormBackwardRows {
   static HK_INLINE void run(const S* g, const S* x, S* dx, int64_t rows, int64_t dim, double eps) {
     using A = typename simd::Accumulate<S>::type;
     for (int64_t row = 0; row < rows; ++row, g += dim, x += dim, dx += dim) {
-      const double norm = std::sqrt(simd::sum_squares(x, dim));
+      const double norm = simd::length(x, dim);
       const double divisor = norm < eps ? eps : norm;
       const bool projects = !(norm < eps);
-      double product = simd::dot<A>(x, g, dim);
+      const double product = simd::dot<A>(x, g, dim);
       if (sizeof(A) == 4 && ordinary(divisor) && ordinary(std::abs(product))) {
         const A inverse = A(1 / divisor);
         const A radial = projects ? A(product / divisor) : A(0);
 #pragma omp simd
         for (int64_t i = 0; i < dim; ++i) store(dx + i, (load(g + i) - load(x + i) * inverse * radial) * inverse);
       } else {
-        if (sizeof(A) == 4) product = simd::dot<double>(x, g, dim);
-        const double radial = product / divisor;
         if (projects) {
+          const double radial =
+              simd::sums<double>(dim, [&](int64_t i, double& sum, double&, double&, double&) HK_LAMBDA {
+                sum += double(load(x + i)) / divisor * double(load(g + i));
+              }).a;
 #pragma omp simd
           for (int64_t i = 0; i < dim; ++i) {
             store(dx + i, A((double(load(g + i)) - double(load(x + i)) / divisor * radial) / divisor));

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from ..unit_norm.reference import yardstick
+
 EPS = 1e-12
 # |y^ + x^| in units of the dtype's epsilon, below which two points count as opposite: every great circle through x^ is
 # then a shortest way, and the one through its smallest coordinate's axis is taken, with no gradient to the points.
@@ -26,8 +28,10 @@ def _length(v: torch.Tensor) -> torch.Tensor:
 def direction(x: torch.Tensor) -> torch.Tensor:
     """x / |x| in the accumulator's dtype."""
     x = x.to(accumulate_dtype(x.dtype))
+    near = yardstick(x)
+    x = x / near
     norm = _length(x)
-    short = norm < EPS
+    short = norm * near < EPS
     return torch.where(short, 0, x) / torch.where(short, 1, norm)
 
 
