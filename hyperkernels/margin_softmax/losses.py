@@ -12,7 +12,7 @@ from .margins.angles import settle
 from .margins.base import Margin, Rows
 from .negatives import COSINE, SUMS, Negatives
 from .op import Options, RowStatistics, class_statistics
-from .order import pick, total
+from .order import pick, spread, total
 from .reference import rows_of_classes, take_rows, unit_rows
 from .sampled import ABSENT, IGNORED, classes_at, positions
 
@@ -191,7 +191,7 @@ def margin_softmax(
         others = head.scale * used.neg_cos_sum
         bias = head.of_sampled(head.bias)
         if head.bias is not None and bias is not None:
-            others = others + total(bias) - pick(head.bias, head.target_class)
+            others = others + spread(total(bias), others.shape[0]) - pick(head.bias, head.target_class)
         count = head.taking_part
         if smoothing_over == "all":
             loss = loss + label_smoothing * (target_logit - (target_logit + others) / count)
