@@ -1,7 +1,7 @@
 """The tests of the margin softmax can fail: each mutant drops one piece of the mathematics, and a test goes red."""
 
 import pytest
-from mutants import UNCHANGED, Mutant, assert_caught, outcomes
+from mutants import PLUGIN, UNCHANGED, Mutant, assert_caught, outcomes, run_tests
 
 TESTS = "double_loop or gradcheck or tile_size or cannot_poison or margins or dropped_never or nearest_and_ties"
 FILES = ("margin_softmax", "margin_softmax_edges", "margin_softmax_options", "margins", "skip_budget")
@@ -59,3 +59,17 @@ def found():
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_a_mutant_is_caught(mutant, found):
     assert_caught(mutant, found[mutant.name])
+
+
+@pytest.mark.parametrize(("error", "caught"), [("AssertionError", True), ("TypeError", False), ("NameError", False)])
+def test_a_mutant_that_cannot_run_is_not_caught(error, caught, tmp_path):
+    """Only an assertion counts."""
+    (tmp_path / "mutant_plugin.py").write_text(PLUGIN)
+    broken = tmp_path / "test_broken.py"
+    broken.write_text(f"def test_it():\n    raise {error}('of a mutant')\n")
+    result = run_tests(None, "", [str(broken), "--rootdir", str(tmp_path)], tmp_path)
+    if caught:
+        assert_caught(Mutant("of the test"), result)
+        return
+    with pytest.raises(AssertionError, match=error):
+        assert_caught(Mutant("of the test"), result)
