@@ -23,7 +23,8 @@ def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     near = yardstick(v)
     v = v / near
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    return (v / torch.maximum(norm, eps / near)).to(x.dtype)
+    # A number over a tensor would be a product with its inverse, which may overflow.
+    return (v / torch.maximum(norm, torch.full_like(near, eps) / near)).to(x.dtype)
 
 
 def unit_norm_backward(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
