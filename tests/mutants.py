@@ -116,7 +116,8 @@ class Family:
 
     def sources(self) -> list[Path]:
         csrc = self.folder / "csrc"
-        return [*sorted((csrc / self.name).glob("*.cpp")), csrc / "simd.cpp"]
+        shared = (path for path in csrc.glob("*.cpp") if not path.stem.startswith("bindings"))
+        return [*sorted((csrc / self.name).glob("*.cpp")), *sorted(shared)]
 
     def compile(self, source: Path) -> Path:
         made = source.with_suffix(".o")

@@ -18,9 +18,9 @@ def _is_cut(size: int, device: torch.device) -> bool:
 
 def total(values: torch.Tensor) -> torch.Tensor:
     """The sum of values [N]."""
-    if not _is_cut(len(values), values.device):
+    if not _is_cut(values.shape[0], values.device):
         return values.sum()
-    whole = len(values) // _BLOCK * _BLOCK
+    whole = values.shape[0] // _BLOCK * _BLOCK
     return total(values[:whole].view(-1, _BLOCK).sum(1)) + values[whole:].sum()
 
 

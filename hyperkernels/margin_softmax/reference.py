@@ -58,14 +58,16 @@ class Unknown(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_backward(output)
+        ctx.like = [(tensor.shape, tensor.dtype) for tensor in inputs]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        x, *others, output = ctx.saved_tensors
+        (output,) = ctx.saved_tensors
         hit = output.isnan() & (gradient != 0)
-        of_x = torch.where(hit[:, None], torch.nan, 0).to(x.dtype).expand(x.shape)
-        return of_x, *(torch.where(hit.any(), torch.nan, 0).to(other.dtype).expand(other.shape) for other in others)
+        (shape, dtype), *others = ctx.like
+        of_x = torch.where(hit[:, None], torch.nan, 0).to(dtype).expand(shape)
+        return of_x, *(torch.where(hit.any(), torch.nan, 0).to(dtype).expand(shape) for shape, dtype in others)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -201,7 +203,7 @@ def class_statistics(
     target_center = torch.where(is_target, center, 0).sum(1)
     with torch.no_grad():
         centre = weight[own.clamp_min(0) * sub_centers + target_center]
-        precise = target_cosines(x, centre, normalize_x, normalize_weight, eps)
+        precise = target_cosines(x, centre, normalize_x, normalize_weight, eps).detach()  # of tangents, too
     target_cos = torch.where(own >= 0, precise, 0) + (target_cos - target_cos.detach())
     phi = transform_cosines(negatives, cos, transform, scale, bias)
     offset = 0 if bias is None else bias
