@@ -17,8 +17,8 @@ MUTANTS = [
     Mutant(
         "last ragged block dropped",
         "problem.h",
-        "return (c + block - 1) / block;",
-        "return std::max<int64_t>(1, c / block);",
+        "return blocks() * lane / lanes();",
+        "return std::max<int64_t>(1, c / block) * lane / lanes();",
     ),
     Mutant(
         "target not left out of the sum",
