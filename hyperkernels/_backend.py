@@ -141,8 +141,6 @@ def _unavailable(family: str, name: str, device_type: str) -> str | None:
         return None
     if name not in KERNELS[family]:
         return f"{family} has no {name} kernels"
-    if name == "cpp" and device_type == "meta":
-        return None  # the shapes, which no extension is needed for
     if name == "cpp":
         if EXTENSION is None:
             return EXTENSION_OBSTACLE
@@ -178,8 +176,10 @@ def choose(family: str, device_type: str) -> Choice:
 @cache
 def _default(family: str, device_type: str) -> Choice:
     """The first of the device's own backends that can run the family."""
+    if device_type == "meta":
+        return Choice("cpp", "the ops know their shapes, for which no kernel runs")
     obstacles: list[str] = []
-    for name in {"cpu": ("cpp",), "cuda": ("cuda", "triton"), "meta": ("cpp",)}.get(device_type, ()):
+    for name in {"cpu": ("cpp",), "cuda": ("cuda", "triton")}.get(device_type, ()):
         obstacle = _unavailable(family, name, device_type)
         if obstacle is None:
             return Choice(name, "; ".join([*obstacles, f"{name} kernels serve {device_type}"]))
