@@ -3,11 +3,11 @@
 import errno
 import fcntl
 import os
-import resource
 
 import numpy as np
 import pytest
 import torch
+from support import room
 
 import hyperkernels as hk
 from hyperkernels.distributed import files
@@ -104,20 +104,11 @@ def test_two_runs_in_one_folder(tmp_path):
     hk.distributed.save(tmp_path, *made())  # the first has let go of it
 
 
-@pytest.fixture
-def room():
-    """A limit to the size of files, which the system answers as it does a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("size", [100, 20_000, 300_000])
-def test_no_room_for_a_file(tmp_path, room, size):
+def test_no_room_for_a_file(tmp_path, size):
     """Whatever of torch meets the error first, it says what is wrong, and where."""
     model = torch.nn.Linear(1000, 100)
-    room(size)
-    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/a'") as caught:
+    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/a'") as caught, room(size):
         hk.distributed.save(tmp_path / "a", model, extra={"step": 1})
     assert caught.value.errno == errno.EFBIG and hk.distributed.latest(tmp_path) is None
 

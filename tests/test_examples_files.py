@@ -2,7 +2,6 @@
 
 import fcntl
 import io
-import resource
 import struct
 import tracemalloc
 import zipfile
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import room
 
 from examples import train_recognizer
 from examples.recognizer import folders, glyphs, sources
@@ -184,34 +184,24 @@ def test_a_cache_that_is_damaged(tmp_path):
             glyphs.load(cache=tmp_path, **options)
 
 
-@pytest.fixture
-def room():
-    """A limit to the size of files, which the system answers as it does a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("size", [100, 20_000, 399_000])
-def test_no_room_for_a_file(tmp_path, room, size):
+def test_no_room_for_a_file(tmp_path, size):
     """What was there stays, nothing is left beside it, and the error says what it is."""
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"the one before")
-    room(size)
-    with pytest.raises(OSError, match=f"File too large: '{path}'"), files.whole(path) as file:
+    with pytest.raises(OSError, match=f"File too large: '{path}'"), room(size), files.whole(path) as file:
         torch.save(torch.zeros(100_000), file)
     assert [other.name for other in tmp_path.iterdir()] == [path.name] and path.read_bytes() == b"the one before"
 
 
-def test_a_checkpoint_without_room(tmp_path, room):
+def test_a_checkpoint_without_room(tmp_path):
     """The trainer's own; a run says so in a line."""
     state = {"weight": torch.zeros(100_000)}
     trainer = SimpleNamespace(sharded=False, settings=SimpleNamespace(as_dict=dict), history=SimpleNamespace())
     for name in ("embedder", "head", "optimizer"):
         setattr(trainer, name, SimpleNamespace(state_dict=lambda: state))
     Trainer.save(trainer, tmp_path / "checkpoint.pt")
-    room(100_000)
-    with pytest.raises(OSError, match="File too large"):
+    with pytest.raises(OSError, match="File too large"), room(100_000):
         Trainer.save(trainer, tmp_path / "checkpoint.pt")
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["head"]["weight"].shape == (100_000,)
 
