@@ -52,22 +52,32 @@ class Unknown(torch.autograd.Function):
     that is left out of a loss reaches no one.
     """
 
+    # Each input by its name: compilers of older torches cannot count those of *others.
     @staticmethod
-    def forward(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    def forward(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        class_scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
         return torch.where(x.isfinite().all(1), 0, torch.nan).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor | None, ...], output: torch.Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.like = [(tensor.shape, tensor.dtype) for tensor in inputs]
+        ctx.like = [None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs]
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         (output,) = ctx.saved_tensors
         hit = output.isnan() & (gradient != 0)
         (shape, dtype), *others = ctx.like
         of_x = torch.where(hit[:, None], torch.nan, 0).to(dtype).expand(shape)
-        return of_x, *(torch.where(hit.any(), torch.nan, 0).to(dtype).expand(shape) for shape, dtype in others)
+        some = hit.any()
+        return of_x, *(
+            None if like is None else torch.where(some, torch.nan, 0).to(like[1]).expand(like[0]) for like in others
+        )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -186,8 +196,7 @@ def class_statistics(
         known = f"lie in [0, {count})" if classes is None else "be among classes"
         raise IndexError(f"target must {known} or equal ignore_index={ignore_index}")
     x = torch.where(active[:, None], x, 0)
-    leaves = [v for v in (weight, scale, class_scale, bias) if v is not None]
-    unknown = Unknown.apply(x, *leaves)
+    unknown = Unknown.apply(x, weight, scale, class_scale, bias)
     x = torch.where(unknown.isnan()[:, None], 0, x)
     x_hat, x_norm = unit_rows(x, eps)
     w_hat = unit_rows(weight, eps)[0] if normalize_weight else weight

@@ -30,6 +30,9 @@ python -c 'from hyperkernels import _backend as b; assert b.has_cuda_kernels(), 
 step "tests of the CPU that are quick"
 test_ -m "not slow" tests/test_{backend,unit_norm,nn,margins,margin_softmax_edges}.py
 
+step "compiling and exporting, which that torch does otherwise"
+test_ -m "not slow and not gpu" -k "compile or compiled or export" --ignore tests/rehearsal tests
+
 step "collecting the tests of the GPU"
 test_ -m gpu --collect-only tests/test_*_gpu.py > "$stack/collected.log" || { tail -n 60 "$stack/collected.log"; exit 1; }
 tail -n 1 "$stack/collected.log"
