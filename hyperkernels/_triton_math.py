@@ -28,6 +28,53 @@ def root(x):
 
 
 @triton.jit
+def quotient(a, b):
+    """Rounded correctly."""
+    return a / b if b.dtype == tl.float64 else tl.math.div_rn(a, b)
+
+
+@triton.jit
+def held(exponent, dtype: tl.constexpr):
+    """The exponent, or the nearest whose power of two and the inverse of that are normal numbers."""
+    limit: tl.constexpr = 1022 if dtype == tl.float64 else 126
+    return tl.minimum(tl.maximum(exponent, -limit), limit)
+
+
+@triton.jit
+def exponent_of(largest):
+    """floor(log2(largest)), held: int32. The limit for inf and NaN."""
+    if largest.dtype == tl.float64:
+        exponent = (largest.to(tl.int64, bitcast=True) >> 52).to(tl.int32) - 1023
+    else:
+        exponent = (largest.to(tl.int32, bitcast=True) >> 23) - 127
+    return held(exponent, largest.dtype)
+
+
+@triton.jit
+def power_of_two(exponent, dtype: tl.constexpr):
+    """2^exponent, exactly, of an exponent that is held."""
+    if dtype == tl.float64:
+        power = ((exponent + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
+    else:
+        power = ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+    return power
+
+
+@triton.jit
+def grow(exponent, largest):
+    """(new running exponent, factor that moves a sum from the old unit to the new one)."""
+    grown = tl.maximum(exponent, exponent_of(largest))
+    return grown, power_of_two(held(exponent - grown, largest.dtype), largest.dtype)
+
+
+@triton.jit
+def no_sums(pointer, BLOCK_ROWS: tl.constexpr):
+    """Zeros in the dtype of the arithmetic on what the pointer points to."""
+    dtype: tl.constexpr = tl.float64 if pointer.dtype.element_ty == tl.float64 else tl.float32
+    return tl.zeros([BLOCK_ROWS], dtype)
+
+
+@triton.jit
 def softplus(z):
     """max(z, 0) + log(1 + y), y = exp(-|z|), with full relative precision: log(1 + y) = 2 artanh(y / (2 + y))."""
     terms: tl.constexpr = 17 if z.dtype == tl.float64 else 8

@@ -217,3 +217,15 @@ def check_edges(functions, dtype=torch.float32, device="cpu"):
         assert not mine[3].any() and mine[lost].isnan().all()
         for tensor in (tensor for state in found.state for tensor in state):
             assert tensor[[*moved, 3]].isfinite().all() and tensor[[5, 7]].isnan().all()
+
+
+def check_long_points(functions, dtype, power, device="cpu"):
+    """Points whose squares leave their range are the directions that they are."""
+    for kind, name in (("sgd", "momentum"), ("adam", "usual")):
+        p, options = problem(kind, name, [(4, 33)], dtype, device), OPTIONS[kind][name]
+        far = p._replace(points=[points * 2.0**power for points in p.points])
+        found, right = (run(functions[kind], start, options, 0.125) for start in (far, p))
+        for mine, usual in zip((found.points, *found.state), (right.points, *right.state), strict=True):
+            for a, b in zip(mine, usual, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=32 * torch.finfo(dtype).eps * b.abs().max().item())
+        assert all(map(torch.equal, found.steps, right.steps))

@@ -284,3 +284,20 @@ def check_segments(rows: int, dim: int, segments: int, dtype: torch.dtype, devic
     peer = new.to(found.dtype).index_add(0, labels, x.to(found.dtype))
     assert_as_accurate(found.cpu(), peer.cpu(), truth.cpu(), magnitude=x.double().norm().item(), what="segment sums")
     assert torch.equal(found, triton_kernels.segment_sum(x, labels, order, offsets))
+
+
+def check_far_doubles(dim: int, device: str = "cpu", names: Iterable[str] = tuple(OPERATIONS)) -> None:
+    """Rows of doubles whose squares leave their range. All that a power of two changes is the exponents: to the bit."""
+    factor = torch.tensor([2.0**power for power in (510, 520, 700, 1010)], dtype=torch.float64, device=device)[:, None]
+    for name in names:
+        near, letters = inputs(name, 4, dim, torch.float64, device), OPERATIONS[name].inputs
+        # A long velocity leads elsewhere.
+        grown = [letter == "r" and (name, i) not in (("exp", 1), ("retract", 1)) for i, letter in enumerate(letters)]
+        far = [x * factor if grow else x for x, grow in zip(near, grown, strict=True)]
+        out = forward(name, near)
+        linear = name == "tangent"
+        assert torch.equal(forward(name, far), out * factor if linear else out), name
+        grad = torch.randn(out.shape, dtype=torch.float64, device=device)
+        grad *= 1.0 if linear else 2.0**200  # where rows grow alone their gradients shrink, and none is subnormal
+        for mine, right, grow in zip(backward(name, grad, far), backward(name, grad, near), grown, strict=True):
+            assert torch.equal(mine * factor if grow and not linear else mine, right), name

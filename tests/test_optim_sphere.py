@@ -99,6 +99,12 @@ def test_edges(functions, dtype):
     cases.check_edges(functions, dtype)
 
 
+@pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 100), (torch.float64, 600), (torch.float64, 1000)])
+@FUNCTIONS
+def test_long_points(functions, dtype, power):
+    cases.check_long_points(functions, dtype, power)
+
+
 @FUNCTIONS
 def test_an_end_without_a_direction(functions):
     """A step to the centre of the sphere: the point stays, its momentum does not. The next row moves."""

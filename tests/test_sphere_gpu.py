@@ -44,6 +44,11 @@ def test_long_rows(dim, dtype):
     cases.check_long_rows(dim, dtype, "cuda")
 
 
+@pytest.mark.parametrize("dim", [19, 512, 2000, 9000])
+def test_doubles_whose_squares_leave_their_range(dim):
+    cases.check_far_doubles(dim, "cuda")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layouts(dtype):
     cases.check_layouts(dtype, "cuda")

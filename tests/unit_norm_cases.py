@@ -103,3 +103,19 @@ def check_layouts(kernels: Kernels, dtype: torch.dtype, device: str = "cpu") -> 
     for view in (base[0, 0], base[:, :, ::2], base.transpose(0, 2), base.permute(1, 2, 0)[1:], base[:1, :1, :1]):
         grad = torch.randn(view.shape[::-1], dtype=torch.float64, device=device).to(dtype)
         check(kernels, view, grad=grad.permute(*range(view.dim())[::-1]))
+
+
+def check_far_doubles(kernels: Kernels, dim: int, power: int, device: str = "cpu") -> None:
+    """Rows of doubles whose squares leave their range. All that a power of two changes is the exponents: to the bit."""
+    near, g = (torch.randint(-3, 4, (5, dim), device=device).double() for _ in range(2))
+    near[:, 0] = torch.tensor([1.0, 1e3, 1.0, 2e3, 1.5e3], device=device)
+    factor = 2.0**power
+    for eps in (0.0, 1e3):
+        y, dx = kernels.forward(near, eps), kernels.backward(g, near, eps)
+        assert torch.equal(kernels.forward(near * factor, eps * factor), y)
+        written = near * factor
+        kernels.in_place(written, eps * factor)
+        assert torch.equal(written, y)
+        assert torch.equal(kernels.backward(g * factor, near * factor, eps * factor), dx)
+        if -1000 < power < 1000:  # beyond, the gradient itself leaves them
+            assert torch.equal(kernels.backward(g, near * factor, eps * factor) * factor, dx)

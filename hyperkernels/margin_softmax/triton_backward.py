@@ -12,8 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import load, mask_if
-from ..unit_norm.triton_kernels import _zero
+from .._triton_math import load, mask_if, no_sums
 from .triton_forward import LOG2_E, _cosines, _own_column, _per_class
 from .triton_rows import IGNORED, _class_offsets, _inverse, _inverse_norms
 from .triton_transforms import _transform
@@ -207,13 +206,15 @@ def weight_kernel(
     if radial_ptr is not None:
         norm_at = (first_class + first) * SUB_CENTERS + center + column * SUB_CENTERS
         norm = tl.load(w_norm_ptr + norm_at, mask=column < left, other=1.0)
-        radial = tl.load(radial_ptr + center * chunk + first + column) * _inverse(tl.maximum(norm, EPS))
+        radial = tl.load(radial_ptr + center * chunk + first + column)
+        inverse = _inverse(tl.maximum(norm, EPS))
         if index_ptr is None:
             w = load(w_ptr + base + offsets, mask)
         else:
             own = tl.load(index_ptr + first_class + first + column, mask=column < left, other=0)
             w = load(w_ptr + (own * SUB_CENTERS + center)[:, None] * D + depth[None, :], mask)
-        dw = tl.where((norm < EPS)[:, None], 0.0, dw - w * radial[:, None])
+        # The direction first: of a long centre the sums are too small to be divided by its length once more.
+        dw = tl.where((norm < EPS)[:, None], 0.0, dw - (w * inverse[:, None]) * radial[:, None])
     if unit_ptr is not None:
         dw *= 1.0 / tl.load(unit_ptr)
     tl.store(dw_ptr + base + offsets, dw, mask=mask)
@@ -319,8 +320,8 @@ def finish_kernel(
     active = there & (tl.load(own_ptr + row, mask=there, other=IGNORED) != IGNORED)
     columns = tl.arange(0, BLOCK_D)[None, :]
     base = row[:, None] * STRIDE
-    square = _zero(sum_ptr, BLOCK_ROWS)
-    dot = _zero(sum_ptr, BLOCK_ROWS)
+    square = no_sums(sum_ptr, BLOCK_ROWS)
+    dot = no_sums(sum_ptr, BLOCK_ROWS)
     for start in range(0, D, BLOCK_D):
         mask = active[:, None] & (columns < D - start)
         x = load(x_ptr + base + start + columns, mask)

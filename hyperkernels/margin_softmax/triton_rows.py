@@ -10,8 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import load, root
-from ..unit_norm.triton_kernels import _exponent, _grow, _power_of_two, _zero
+from .._triton_math import exponent_of, grow, held, load, no_sums, power_of_two, root
 
 # Values of `own` below 0: a row whose target is not among the classes, one that takes no part, one out of range.
 ABSENT, IGNORED, OUTSIDE = tl.constexpr(-1), tl.constexpr(-2), tl.constexpr(-3)
@@ -25,12 +24,12 @@ def _inverse(x):
 @triton.jit
 def _lengths(pointers, columns, mask, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     """(|row| / 2^exponent, exponent) of rows that start at pointers [BLOCK_ROWS, 1]; 0 where the mask is not set."""
-    total = _zero(pointers, BLOCK_ROWS)
-    exponent = _exponent(total)
+    total = no_sums(pointers, BLOCK_ROWS)
+    exponent = exponent_of(total)
     for start in range(0, D, BLOCK_D):
         value = load(pointers + start + columns, mask & (columns < D - start))
-        exponent, factor = _grow(exponent, tl.max(tl.abs(value), axis=1))
-        value = value * _power_of_two(-exponent, value.dtype)[:, None]
+        exponent, factor = grow(exponent, tl.max(tl.abs(value), axis=1))
+        value = value * power_of_two(-exponent, value.dtype)[:, None]
         total = total * factor * factor + tl.sum(value * value, axis=1)
     return root(total), exponent
 
@@ -58,7 +57,7 @@ def center_kernel(
         own = tl.load(index_ptr + at // SUB_CENTERS, mask=there, other=0)
         w_row = w_ptr + (own * SUB_CENTERS + at % SUB_CENTERS)[:, None] * D
     norm, exponent = _lengths(w_row, columns, there[:, None], D, BLOCK_ROWS, BLOCK_D)
-    tl.store(norm_ptr + first + row, norm * _power_of_two(exponent, norm.dtype), mask=there)
+    tl.store(norm_ptr + first + row, norm * power_of_two(exponent, norm.dtype), mask=there)
 
 
 @triton.jit
@@ -128,15 +127,14 @@ def row_kernel(
     columns = tl.arange(0, BLOCK_D)[None, :]
     x_row = x_ptr + row[:, None] * D
     norm, exponent = _lengths(x_row, columns, active[:, None], D, BLOCK_ROWS, BLOCK_D)
-    shorter = tl.minimum(tl.maximum(exponent + _exponent(norm) + 1, -126), 126)
-    unit = exponent if norm.dtype == tl.float64 else shorter
-    shrink = _power_of_two(-unit, norm.dtype)
-    length = norm * _power_of_two(exponent, norm.dtype)
+    unit = held(exponent + exponent_of(norm) + 1, norm.dtype)
+    shrink = power_of_two(-unit, norm.dtype)
+    length = norm * power_of_two(exponent, norm.dtype)
     if NORMALIZE_X:
-        scaled = norm * _power_of_two(tl.minimum(tl.maximum(exponent - unit, -126), 126), norm.dtype)
+        scaled = norm * power_of_two(held(exponent - unit, norm.dtype), norm.dtype)
         multiplier = _inverse(tl.maximum(scaled, EPS * shrink))
     else:
-        multiplier = _power_of_two(unit, norm.dtype)
+        multiplier = power_of_two(unit, norm.dtype)
     tl.store(multiplier_ptr + row, multiplier)
     for start in range(0, STRIDE, BLOCK_D):
         x = load(x_row + start + columns, active[:, None] & (columns < D - start))

@@ -2,8 +2,9 @@
 
 import torch
 
+from ..sphere.reference import EPS, direction
+
 Rows = torch.Tensor | None
-EPS = 1e-12  # a shorter vector has no direction
 
 
 def _inside(weight: torch.Tensor, gradient: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, Rows]:
@@ -113,12 +114,6 @@ def _length(v: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
 
 
-def _direction(v: torch.Tensor) -> torch.Tensor:
-    length = _length(v)
-    short = length < EPS
-    return torch.where(short, 0, v) / torch.where(short, 1, length)
-
-
 def _tangent(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return v - (x * v).sum(-1, keepdim=True) * x
 
@@ -127,7 +122,7 @@ def _retraction(x: torch.Tensor, change: torch.Tensor, moved: torch.Tensor) -> t
     """The direction of x + change, and moved projected to its tangents; x and 0 where there is no direction."""
     end = x + change
     stays = _length(end) < EPS
-    end = _direction(torch.where(stays, x, end))
+    end = direction(torch.where(stays, x, end))
     return end, torch.where(stays, 0, _tangent(end, moved))
 
 
@@ -150,7 +145,7 @@ def sphere_sgd_(
     x - lr b has no direction, x stays and b is 0."""
     for i, point in enumerate(points):
         dtype = torch.float64 if point.dtype == torch.float64 else torch.float32
-        x = _direction(point.to(dtype))
+        x = direction(point.to(dtype))
         slope = _descent(gradients[i], dtype, grad_scale, maximize)
         change = _tangent(x, slope)
         rate = lr if lr_tensor is None else lr_tensor.to(dtype)
@@ -187,7 +182,7 @@ def sphere_adam_(
     for i, point in enumerate(points):
         dtype = torch.float64 if point.dtype == torch.float64 else torch.float32
         wide = torch.float32 if point.device.type == "mps" else torch.float64
-        x, count = _direction(point.to(dtype)), _next(steps[i])
+        x, count = direction(point.to(dtype)), _next(steps[i])
         change = _tangent(x, _descent(gradients[i], dtype, grad_scale, maximize))
         mean = beta1 * exp_avgs[i] + (1 - beta1) * change
         square = beta2 * exp_avg_sqs[i] + (1 - beta2) * (change * change).sum(-1)

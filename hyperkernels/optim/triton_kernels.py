@@ -15,13 +15,7 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
-from .._triton_math import load, root
-
-
-@triton.jit
-def _quotient(a, b):
-    """Rounded correctly."""
-    return a / b if a.dtype == tl.float64 else tl.math.div_rn(a, b)
+from .._triton_math import load, quotient, root
 
 
 @triton.jit
@@ -48,7 +42,7 @@ def _unscale(grad_scale_ptr, MAXIMIZE: tl.constexpr, dtype: tl.constexpr):
     sign: tl.constexpr = -1.0 if MAXIMIZE else 1.0
     factor = tl.full([], sign, dtype)
     if grad_scale_ptr is not None:
-        factor = _quotient(factor, tl.load(grad_scale_ptr).to(dtype))
+        factor = quotient(factor, tl.load(grad_scale_ptr).to(dtype))
     return factor
 
 
@@ -166,7 +160,7 @@ def adamw_kernel(
         tl.store(square_rows + column, square, mask=mask)
         # A column past the last divides by 1.
         divisor = tl.where(mask, root(square) * inverse_root + eps, 1.0)
-        tl.store(weight_rows + column, weight * kept - size * _quotient(mean, divisor), mask=mask)
+        tl.store(weight_rows + column, weight * kept - size * quotient(mean, divisor), mask=mask)
     tl.store(step_ptr + row, step, mask=there)
 
 

@@ -16,10 +16,12 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
-from .._triton_math import load, root
-from .triton_kernels import _correction, _next, _number, _quotient, _unscale
+from .._triton_math import exponent_of, grow, load, power_of_two, quotient, root
+from . import reference
+from .triton_kernels import _correction, _next, _number, _unscale
 
-SHORT = tl.constexpr(1e-24)  # the squared length below which a vector has no direction
+EPS = tl.constexpr(reference.EPS)
+SHORT = tl.constexpr(reference.EPS**2)  # the squared length below which a vector has no direction
 LONG = tl.constexpr(1e15)  # squares of larger numbers are taken in another unit
 
 
@@ -30,7 +32,7 @@ def _total(x):
 
 @triton.jit
 def _reciprocal(x):
-    return _quotient(tl.full(x.shape, 1.0, x.dtype), x)
+    return quotient(tl.full(x.shape, 1.0, x.dtype), x)
 
 
 @triton.jit
@@ -52,14 +54,18 @@ def _start(
     """(1 / |p|, the part of the gradient along p), [BLOCK_ROWS, 1]; both 0 where p has no direction."""
     squares = tl.zeros([BLOCK_ROWS, 1], unscale.dtype)
     product = squares
+    exponent = exponent_of(squares)
     for start in range(0, D, BLOCK_D):
         base, offsets, mask = _tile(start, rows, D, BLOCK_ROWS, BLOCK_D)
         point, gradient = load(point_ptr + base + offsets, mask), load(gradient_ptr + base + offsets, mask)
-        squares += _total(point * point)
-        product += _total(point * gradient)
-    short = squares < SHORT
-    inverse = tl.where(short, 0.0, _reciprocal(tl.where(short, 1.0, root(squares))))
-    return inverse, product * inverse * unscale
+        exponent, factor = grow(exponent, tl.max(tl.abs(point), axis=1)[:, None])
+        point = point * power_of_two(-exponent, point.dtype)
+        squares = squares * factor * factor + _total(point * point)
+        product = product * factor + _total(point * gradient)
+    norm, unit = root(squares), power_of_two(-exponent, squares.dtype)
+    short = norm < EPS * unit
+    inverse = tl.where(short, 0.0, _reciprocal(tl.where(short, 1.0, norm)))
+    return inverse * unit, product * inverse * unscale
 
 
 @triton.jit
@@ -111,7 +117,7 @@ def _travel(
             base, offsets, mask, point_ptr, gradient_ptr, buffer_ptr, inverse, radial, unscale, first, kept, taken,
             NESTEROV,
         )  # fmt: skip
-        end = tl.where(stays, point, (point - rate * change) * _quotient(inverse_end, unit))
+        end = tl.where(stays, point, (point - rate * change) * quotient(inverse_end, unit))
         tl.store(point_ptr + base + offsets, end, mask=mask)
         if buffer_ptr is not None:
             moved = tl.where(stays, 0.0, moved - along * inverse_end * end)
@@ -202,7 +208,7 @@ def sphere_adam_kernel(
     divisor = root(largest) * (1.0 / tl.sqrt(_correction(log_beta2, step))).to(dtype) + _number(eps, dtype)
     still = divisor == 0.0
     size = (rate / _correction(log_beta1, step)).to(dtype)
-    size = tl.where(still, 0.0, _quotient(size, tl.where(still, 1.0, divisor)))
+    size = tl.where(still, 0.0, quotient(size, tl.where(still, 1.0, divisor)))
     _travel(
         point_ptr, gradient_ptr, mean_ptr, inverse, radial, unscale, size[:, None], (step < 1)[:, None],
         _number(beta1, dtype), _number(rest1, dtype), rows, False, D, BLOCK_ROWS, BLOCK_D,

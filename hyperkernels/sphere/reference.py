@@ -87,10 +87,12 @@ def vectors(x: torch.Tensor, v: torch.Tensor, kind: str) -> torch.Tensor:
     w = v - (x * v).sum(-1, keepdim=True) * x
     if kind == "tangent":
         return w.to(dtype)
-    norm = _length(w)
     if kind == "exp":
+        norm = _length(w)
         return (torch.cos(norm) * x + _sinc(norm) * w).to(dtype)
-    return ((x + w) / torch.sqrt(1 + norm**2)).to(dtype)
+    near = yardstick(w).clamp_min(1)  # the square of a long w may overflow
+    x, w = x / near, w / near
+    return ((x + w) / torch.sqrt(near**-2 + _length(w) ** 2)).to(dtype)
 
 
 def residual(h: torch.Tensor, block: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

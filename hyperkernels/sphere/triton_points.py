@@ -12,8 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton_math import load, root
-from ..unit_norm.triton_kernels import _zero
+from .._triton_math import load, no_sums, quotient, root
 from . import reference
 from .triton_rows import (
     PI,
@@ -21,7 +20,6 @@ from .triton_rows import (
     columns,
     direction,
     program_rows,
-    quotient,
     reciprocal,
     sine_and_cosine,
     twice_arc_tangent,
@@ -197,7 +195,7 @@ def points_wide_kernel(
     x_start, y_start = at(x_ptr, row, x_stride), at(y_ptr, row, y_stride)
     x_inverse, x_exponent = wide_direction(x_start, there, D, BLOCK_D)
     y_inverse, y_exponent = wide_direction(y_start, there, D, BLOCK_D)
-    chord_square = _zero(x_ptr, BLOCK_ROWS)
+    chord_square = no_sums(x_ptr, BLOCK_ROWS)
     co_chord_square = chord_square
     for start in range(0, D, BLOCK_D):
         column, mask = columns(start, there, D, BLOCK_D)
@@ -303,7 +301,7 @@ def points_backward_wide_kernel(
     x_start, y_start, grad_start = at(x_ptr, row, x_stride), at(y_ptr, row, y_stride), at(grad_ptr, row, D)
     x_inverse, x_exponent = wide_direction(x_start, there, D, BLOCK_D)
     y_inverse, y_exponent = wide_direction(y_start, there, D, BLOCK_D)
-    chord_square = _zero(x_ptr, BLOCK_ROWS)
+    chord_square = no_sums(x_ptr, BLOCK_ROWS)
     co_chord_square, grad_x, grad_d, grad_s = chord_square, chord_square, chord_square, chord_square
     for start in range(0, D, BLOCK_D):
         column, mask = columns(start, there, D, BLOCK_D)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import load
-from ..unit_norm.triton_kernels import _zero
+from .._triton_math import load, no_sums
 from .triton_rows import (
     at,
     columns,
@@ -78,7 +77,7 @@ def residual_wide_kernel(
     h_start, block_start = at(h_ptr, row, h_stride), at(block_ptr, row, block_stride)
     h_inverse, h_exponent = wide_direction(h_start, there, D, BLOCK_D)
     block_inverse, block_exponent = wide_direction(block_start, there, D, BLOCK_D)
-    total = _zero(h_ptr, BLOCK_ROWS)
+    total = no_sums(h_ptr, BLOCK_ROWS)
     for start in range(0, D, BLOCK_D):
         column, mask = columns(start, there, D, BLOCK_D)
         h = unit_tile(h_start + column, mask, h_inverse, h_exponent)
@@ -165,7 +164,7 @@ def residual_backward_wide_kernel(
         grad_start = at(grad_ptr, row, D)
         h_inverse, h_exponent = wide_direction(h_start, there, D, BLOCK_D)
         block_inverse, block_exponent = wide_direction(block_start, there, D, BLOCK_D)
-        total = _zero(h_ptr, BLOCK_ROWS)
+        total = no_sums(h_ptr, BLOCK_ROWS)
         radial, along_h, along_block = total, total, total
         for start in range(0, D, BLOCK_D):
             column, mask = columns(start, there, D, BLOCK_D)
@@ -313,7 +312,7 @@ def scaled_unit_norm_backward_wide_kernel(
         row, there = program_rows(own.to(tl.int64) + turn * scale_rows, rows, BLOCK_ROWS)
         x_start, grad_start = at(x_ptr, row, x_stride), at(grad_ptr, row, D)
         inverse, exponent = wide_direction(x_start, there, D, BLOCK_D)
-        along = _zero(x_ptr, BLOCK_ROWS)
+        along = no_sums(x_ptr, BLOCK_ROWS)
         for start in range(0, D, BLOCK_D):
             column, mask = columns(start, there, D, BLOCK_D)
             x = unit_tile(x_start + column, mask, inverse, exponent)

@@ -14,19 +14,12 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .._triton_math import load, root
-from ..unit_norm.triton_kernels import _exponent, _grow, _power_of_two, _zero
+from .._triton_math import exponent_of, grow, load, no_sums, power_of_two, quotient, root
 from . import reference
 
 EPS = tl.constexpr(reference.EPS)
 PI = tl.constexpr(math.pi)
 EIGHTH = tl.constexpr(math.sqrt(2) - 1)  # tan(pi / 8)
-
-
-@triton.jit
-def quotient(a, b):
-    """Rounded correctly."""
-    return a / b if b.dtype == tl.float64 else tl.math.div_rn(a, b)
 
 
 @triton.jit
@@ -97,15 +90,15 @@ def at(pointer, row, stride):
 def reciprocal_length(total, exponent):
     """1 / |x| in units of 2^-exponent, of the sum of squares in units of 4^exponent; 0 where |x| < EPS."""
     norm = root(total)
-    short = norm < EPS * _power_of_two(-exponent, total.dtype)
+    short = norm < EPS * power_of_two(-exponent, total.dtype)
     return tl.where(short, 0.0, quotient(1.0, tl.where(short, 1.0, norm)))
 
 
 @triton.jit
 def direction(x):
     """(x / |x|, 1 / |x| in units of 2^-exponent, exponent) of whole rows."""
-    exponent = _exponent(tl.max(tl.abs(x), axis=1))
-    x = x * _power_of_two(-exponent, x.dtype)[:, None]
+    exponent = exponent_of(tl.max(tl.abs(x), axis=1))
+    x = x * power_of_two(-exponent, x.dtype)[:, None]
     inverse = reciprocal_length(tl.sum(x * x, axis=1), exponent)
     if x.shape[1] == 1:  # on a line two directions are the same or opposite, without a rounding
         unit = tl.where(inverse[:, None] == 0, 0.0, quotient(x, tl.where(x == 0, 1.0, tl.abs(x))))
@@ -117,13 +110,13 @@ def direction(x):
 @triton.jit
 def wide_direction(start_ptr, there, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """The last two of `direction`, of rows in blocks of BLOCK_D."""
-    total = _zero(start_ptr, 1)
-    exponent = _exponent(total)
+    total = no_sums(start_ptr, 1)
+    exponent = exponent_of(total)
     for start in range(0, D, BLOCK_D):
         column, mask = columns(start, there, D, BLOCK_D)
         x = load(start_ptr + column, mask)
-        exponent, factor = _grow(exponent, tl.max(tl.abs(x), axis=1))
-        x = x * _power_of_two(-exponent, x.dtype)[:, None]
+        exponent, factor = grow(exponent, tl.max(tl.abs(x), axis=1))
+        x = x * power_of_two(-exponent, x.dtype)[:, None]
         total = total * factor * factor + tl.sum(x * x, axis=1)
     return reciprocal_length(total, exponent), exponent
 
@@ -131,13 +124,13 @@ def wide_direction(start_ptr, there, D: tl.constexpr, BLOCK_D: tl.constexpr):
 @triton.jit
 def unit_tile(pointers, mask, inverse, exponent):
     x = load(pointers, mask)
-    return x * _power_of_two(-exponent, x.dtype)[:, None] * inverse[:, None]
+    return x * power_of_two(-exponent, x.dtype)[:, None] * inverse[:, None]
 
 
 @triton.jit
 def reciprocal(inverse, exponent):
     """1 / |x|, 0 where |x| < EPS."""
-    return inverse * _power_of_two(-exponent, inverse.dtype)
+    return inverse * power_of_two(-exponent, inverse.dtype)
 
 
 class Configuration(NamedTuple):

@@ -13,14 +13,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import load, root
-from ..unit_norm.triton_kernels import _exponent, _power_of_two, _zero
+from .._triton_math import exponent_of, load, no_sums, power_of_two, quotient, root
 from .triton_rows import (
     at,
     columns,
     direction,
     program_rows,
-    quotient,
     reciprocal,
     sine_and_cosine,
     unit_tile,
@@ -63,7 +61,8 @@ def _bend(length, unit, n, a, b, grad_x, grad_w, KIND: tl.constexpr):
         for i in tl.static_range(terms):
             series = 1.0 - series * square * (1.0 / ((2 * (terms - i)) * (2 * (terms - i) + 3)))
         far = quotient(a - quotient(b, unit), tl.where(near, 1.0, length * length))
-        nu = tl.where(near, series * (-1.0 / 3) * unit * unit, far) * grad_w - b * grad_x
+        near_side = series * (-1.0 / 3) * (unit * grad_w) * unit  # in this order: the square of the unit may overflow
+        nu = tl.where(length == 0, 0.0, tl.where(near, near_side, far * grad_w) - b * grad_x)
     else:
         nu = -b * a * (a * grad_x + b * grad_w)
     return nu
@@ -87,10 +86,10 @@ def vectors_kernel(
     column, mask = columns(0, there, D, BLOCK_D)
     x, _, _ = direction(load(at(x_ptr, row, x_stride) + column, mask))
     v = load(at(v_ptr, row, v_stride) + column, mask)
-    exponent = _exponent(tl.max(tl.abs(v), axis=1))
-    v = v * _power_of_two(-exponent, v.dtype)[:, None]
+    exponent = exponent_of(tl.max(tl.abs(v), axis=1))
+    v = v * power_of_two(-exponent, v.dtype)[:, None]
     w = v - tl.sum(x * v, axis=1)[:, None] * x
-    a, b, _ = _blend(root(tl.sum(w * w, axis=1)), _power_of_two(exponent, v.dtype), KIND)
+    a, b, _ = _blend(root(tl.sum(w * w, axis=1)), power_of_two(exponent, v.dtype), KIND)
     out = b[:, None] * w
     if KIND != TANGENT:
         out += a[:, None] * x
@@ -105,11 +104,11 @@ def _wide_part(x_start, v_start, there, inverse, exponent, D: tl.constexpr, BLOC
         column, mask = columns(start, there, D, BLOCK_D)
         own = tl.max(tl.abs(load(v_start + column, mask)), axis=1)
         largest = tl.where(own > largest, own, largest)
-    v_exponent = _exponent(largest)
+    v_exponent = exponent_of(largest)
     part = tl.zeros([1], inverse.dtype)
     for start in range(0, D, BLOCK_D):
         column, mask = columns(start, there, D, BLOCK_D)
-        v = load(v_start + column, mask) * _power_of_two(-v_exponent, inverse.dtype)[:, None]
+        v = load(v_start + column, mask) * power_of_two(-v_exponent, inverse.dtype)[:, None]
         part += tl.sum(v * unit_tile(x_start + column, mask, inverse, exponent), axis=1)
     return v_exponent, part
 
@@ -132,14 +131,14 @@ def vectors_wide_kernel(
     x_start, v_start = at(x_ptr, row, x_stride), at(v_ptr, row, v_stride)
     x_inverse, x_exponent = wide_direction(x_start, there, D, BLOCK_D)
     v_exponent, part = _wide_part(x_start, v_start, there, x_inverse, x_exponent, D, BLOCK_D)
-    scale = _power_of_two(-v_exponent, part.dtype)
-    total = _zero(x_ptr, BLOCK_ROWS)
+    scale = power_of_two(-v_exponent, part.dtype)
+    total = no_sums(x_ptr, BLOCK_ROWS)
     for start in range(0, D, BLOCK_D):
         column, mask = columns(start, there, D, BLOCK_D)
         x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
         w = load(v_start + column, mask) * scale[:, None] - part[:, None] * x
         total += tl.sum(w * w, axis=1)
-    a, b, _ = _blend(root(total), _power_of_two(v_exponent, part.dtype), KIND)
+    a, b, _ = _blend(root(total), power_of_two(v_exponent, part.dtype), KIND)
     for start in range(0, D, BLOCK_D):
         column, mask = columns(start, there, D, BLOCK_D)
         x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
@@ -168,8 +167,8 @@ def vectors_backward_kernel(
     x, x_inverse, x_exponent = direction(load(at(x_ptr, row, x_stride) + column, mask))
     v = load(at(v_ptr, row, v_stride) + column, mask)
     grad = load(at(grad_ptr, row, D) + column, mask)
-    exponent = _exponent(tl.max(tl.abs(v), axis=1))
-    scale, unit = _power_of_two(-exponent, v.dtype), _power_of_two(exponent, v.dtype)
+    exponent = exponent_of(tl.max(tl.abs(v), axis=1))
+    scale, unit = power_of_two(-exponent, v.dtype), power_of_two(exponent, v.dtype)
     v = v * scale[:, None]
     part = tl.sum(x * v, axis=1)
     w = v - part[:, None] * x
@@ -206,8 +205,8 @@ def vectors_backward_wide_kernel(
     x_start, v_start, grad_start = at(x_ptr, row, x_stride), at(v_ptr, row, v_stride), at(grad_ptr, row, D)
     x_inverse, x_exponent = wide_direction(x_start, there, D, BLOCK_D)
     v_exponent, part = _wide_part(x_start, v_start, there, x_inverse, x_exponent, D, BLOCK_D)
-    scale, unit = _power_of_two(-v_exponent, part.dtype), _power_of_two(v_exponent, part.dtype)
-    total = _zero(x_ptr, BLOCK_ROWS)
+    scale, unit = power_of_two(-v_exponent, part.dtype), power_of_two(v_exponent, part.dtype)
+    total = no_sums(x_ptr, BLOCK_ROWS)
     grad_x, grad_w = total, total
     for start in range(0, D, BLOCK_D):
         column, mask = columns(start, there, D, BLOCK_D)

@@ -2,7 +2,7 @@
 
 Arithmetic is float32 (float64 for float64). Every row is first brought near 1 by an exact power of two, as is its
 gradient: squares then neither overflow nor underflow, whatever the row holds, and one formula serves rows of 1e-45 and
-of 1e38. Float64 rows are not scaled. The floor `eps` reaches a kernel as mantissa * 2^exponent, so that a floor below
+of 1e38 (float64: 1e-323 and 1e308). The floor `eps` reaches a kernel as mantissa * 2^exponent, so that a floor below
 the smallest float32 keeps its value.
 """
 
@@ -17,63 +17,36 @@ import triton.language as tl
 
 from .. import _check
 from .._triton_launch import launch
-from .._triton_math import load
-
-
-@triton.jit
-def _exponent(largest):
-    """floor(log2(largest)) held in [-126, 126], where 2^-exponent is a normal number; 126 for inf and NaN."""
-    if largest.dtype == tl.float64:
-        exponent = tl.zeros_like(largest).to(tl.int32)
-    else:
-        biased = largest.to(tl.int32, bitcast=True) >> 23
-        exponent = tl.minimum(tl.maximum(biased - 127, -126), 126)
-    return exponent
-
-
-@triton.jit
-def _power_of_two(exponent, dtype: tl.constexpr):
-    if dtype == tl.float64:
-        power = tl.full(exponent.shape, 1.0, tl.float64)
-    else:
-        bits = (exponent + 127) << 23
-        power = bits.to(tl.float32, bitcast=True)
-    return power
+from .._triton_math import exponent_of, grow, held, load, no_sums, power_of_two, quotient, root
 
 
 @triton.jit
 def _inverse_length(sum_of_squares, exponent, FLOOR: tl.constexpr, FLOOR_EXPONENT: tl.constexpr):
     """(norm, floor, 1 / max(norm, floor)), all in units of 2^exponent. A NaN norm stays NaN."""
-    floor = FLOOR * _power_of_two(tl.maximum(FLOOR_EXPONENT - exponent, -126), sum_of_squares.dtype)
-    if sum_of_squares.dtype == tl.float64:
-        norm = tl.sqrt(sum_of_squares)
-        inverse = 1.0 / tl.where(norm < floor, floor, norm)
-    else:
-        norm = tl.math.sqrt_rn(sum_of_squares)
-        inverse = tl.math.div_rn(1.0, tl.where(norm < floor, floor, norm))
-    return norm, floor, inverse
+    floor = FLOOR * power_of_two(held(FLOOR_EXPONENT - exponent, sum_of_squares.dtype), sum_of_squares.dtype)
+    norm = root(sum_of_squares)
+    return norm, floor, quotient(1.0, tl.where(norm < floor, floor, norm))
 
 
 @triton.jit
 def _row_exponent(largest, FLOOR_EXPONENT: tl.constexpr):
     """The power of two that brings max(largest, eps) near 1."""
-    return tl.minimum(tl.maximum(_exponent(largest), FLOOR_EXPONENT), 126)
+    return held(tl.maximum(exponent_of(largest), FLOOR_EXPONENT), largest.dtype)
 
 
 @triton.jit
 def _radial(dot, sum_of_squares, norm, floor):
     """What times the row is the radial part of its gradient; 0 where the floor holds. The rounding of the square root
     stays out of it."""
-    ratio = dot / sum_of_squares if dot.dtype == tl.float64 else tl.math.div_rn(dot, sum_of_squares)
-    return tl.where(norm >= floor, ratio, 0.0)
+    return tl.where(norm >= floor, quotient(dot, sum_of_squares), 0.0)
 
 
 @triton.jit
 def _tangent(grad, unit, radial, inverse, exponent):
-    """((grad - unit * radial) * inverse) * 2^exponent; two factors, since |exponent| reaches 252."""
+    """((grad - unit * radial) * inverse) * 2^exponent; two factors, since |exponent| reaches twice what is held."""
     half = exponent >> 1
     change = (grad - unit * radial) * inverse
-    return change * _power_of_two(half, change.dtype) * _power_of_two(exponent - half, change.dtype)
+    return change * power_of_two(half, change.dtype) * power_of_two(exponent - half, change.dtype)
 
 
 @triton.jit
@@ -103,7 +76,7 @@ def forward_kernel(
     base, offsets, mask = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
     x = load(x_ptr + base + offsets, mask)
     exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
-    x = x * _power_of_two(-exponent, x.dtype)[:, None]
+    x = x * power_of_two(-exponent, x.dtype)[:, None]
     _, _, inverse = _inverse_length(tl.sum(x * x, axis=1), exponent, FLOOR, FLOOR_EXPONENT)
     tl.store(y_ptr + base + offsets, x * inverse[:, None], mask=mask)
 
@@ -125,27 +98,14 @@ def backward_kernel(
     x = load(x_ptr + base + offsets, mask)
     grad = load(grad_ptr + base + offsets, mask)
     exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
-    grad_exponent = _exponent(tl.max(tl.abs(grad), axis=1))
-    x = x * _power_of_two(-exponent, x.dtype)[:, None]
-    grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
+    grad_exponent = exponent_of(tl.max(tl.abs(grad), axis=1))
+    x = x * power_of_two(-exponent, x.dtype)[:, None]
+    grad = grad * power_of_two(-grad_exponent, x.dtype)[:, None]
     total = tl.sum(x * x, axis=1)
     norm, floor, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
     radial = _radial(tl.sum(x * grad, axis=1), total, norm, floor)
     dx = _tangent(grad, x, radial[:, None], inverse[:, None], (grad_exponent - exponent)[:, None])
     tl.store(dx_ptr + base + offsets, dx, mask=mask)
-
-
-@triton.jit
-def _zero(pointer, BLOCK_ROWS: tl.constexpr):
-    dtype: tl.constexpr = tl.float64 if pointer.dtype.element_ty == tl.float64 else tl.float32
-    return tl.zeros([BLOCK_ROWS], dtype)
-
-
-@triton.jit
-def _grow(exponent, largest):
-    """(new running exponent, factor that moves a sum from the old unit to the new one)."""
-    grown = tl.maximum(exponent, _exponent(largest))
-    return grown, _power_of_two(tl.maximum(exponent - grown, -126), largest.dtype)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -162,15 +122,15 @@ def forward_wide_kernel(
     """Owns one row, in blocks of BLOCK_D. Reads x twice (the second time from the caches), writes y once; the norm is
     never stored. The sum of squares moves to a larger unit whenever a block holds a larger element."""
     base, offsets, _ = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
-    total = _zero(x_ptr, BLOCK_ROWS)
+    total = no_sums(x_ptr, BLOCK_ROWS)
     exponent = _row_exponent(total, FLOOR_EXPONENT)
     for start in range(0, D, BLOCK_D):
         x = load(x_ptr + base + start + offsets, offsets < D - start)
-        exponent, factor = _grow(exponent, tl.max(tl.abs(x), axis=1))
-        x = x * _power_of_two(-exponent, x.dtype)[:, None]
+        exponent, factor = grow(exponent, tl.max(tl.abs(x), axis=1))
+        x = x * power_of_two(-exponent, x.dtype)[:, None]
         total = total * factor * factor + tl.sum(x * x, axis=1)
     _, _, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
-    scale = _power_of_two(-exponent, total.dtype)
+    scale = power_of_two(-exponent, total.dtype)
     for start in range(0, D, BLOCK_D):
         mask = offsets < D - start
         x = load(x_ptr + base + start + offsets, mask)
@@ -192,18 +152,18 @@ def backward_wide_kernel(
     """Owns one row, in blocks of BLOCK_D. Reads grad and x twice (the second time from the caches), writes dx once; y
     and the norm are never stored."""
     base, offsets, _ = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
-    total = _zero(x_ptr, BLOCK_ROWS)
+    total = no_sums(x_ptr, BLOCK_ROWS)
     dot = total
     exponent = _row_exponent(total, FLOOR_EXPONENT)
-    grad_exponent = _exponent(total)
+    grad_exponent = exponent_of(total)
     for start in range(0, D, BLOCK_D):
         mask = offsets < D - start
         x = load(x_ptr + base + start + offsets, mask)
         grad = load(grad_ptr + base + start + offsets, mask)
-        exponent, factor = _grow(exponent, tl.max(tl.abs(x), axis=1))
-        grad_exponent, grad_factor = _grow(grad_exponent, tl.max(tl.abs(grad), axis=1))
-        x = x * _power_of_two(-exponent, x.dtype)[:, None]
-        grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
+        exponent, factor = grow(exponent, tl.max(tl.abs(x), axis=1))
+        grad_exponent, grad_factor = grow(grad_exponent, tl.max(tl.abs(grad), axis=1))
+        x = x * power_of_two(-exponent, x.dtype)[:, None]
+        grad = grad * power_of_two(-grad_exponent, x.dtype)[:, None]
         total = total * factor * factor + tl.sum(x * x, axis=1)
         dot = dot * factor * grad_factor + tl.sum(x * grad, axis=1)
     norm, floor, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
@@ -212,8 +172,8 @@ def backward_wide_kernel(
         mask = offsets < D - start
         x = load(x_ptr + base + start + offsets, mask)
         grad = load(grad_ptr + base + start + offsets, mask)
-        x = x * _power_of_two(-exponent, x.dtype)[:, None]
-        grad = grad * _power_of_two(-grad_exponent, x.dtype)[:, None]
+        x = x * power_of_two(-exponent, x.dtype)[:, None]
+        grad = grad * power_of_two(-grad_exponent, x.dtype)[:, None]
         dx = _tangent(grad, x, radial[:, None], inverse[:, None], (grad_exponent - exponent)[:, None])
         tl.store(dx_ptr + base + start + offsets, dx, mask=mask)
 
@@ -246,12 +206,11 @@ def configuration(dim: int, itemsize: int) -> Configuration:
 
 
 def floor_constants(eps: float, dtype: torch.dtype) -> dict[str, float | int]:
-    """eps as the kernels take it. Past 2^252 and below 2^-252 a float32 row cannot tell the difference."""
-    if dtype == torch.float64:
-        # A smaller floor would have an infinite inverse; it shows only where the squares of a row underflow.
-        return {"FLOOR": max(eps, 2.0**-1022) if eps > 0 else 0.0, "FLOOR_EXPONENT": 0}
+    """eps as the kernels take it. Past the square of the largest power that is held, and below that of the smallest, no
+    row can tell the difference."""
+    limit = 2 * (1022 if dtype == torch.float64 else 126)
     mantissa, exponent = math.frexp(eps)
-    return {"FLOOR": 2 * mantissa, "FLOOR_EXPONENT": max(-252, min(252, exponent - 1)) if eps > 0 else -252}
+    return {"FLOOR": 2 * mantissa, "FLOOR_EXPONENT": max(-limit, min(limit, exponent - 1)) if eps > 0 else -limit}
 
 
 def _launch(

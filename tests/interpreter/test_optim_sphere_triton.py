@@ -41,6 +41,14 @@ def test_edges(dtype):
 
 
 @pytest.mark.parametrize("block", [64, 16])
+@pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 100), (torch.float64, 600), (torch.float64, 1000)])
+def test_long_points(dtype, power, block, monkeypatch):
+    blocks = {"BLOCK_ROWS": 2, "BLOCK_D": block, "num_warps": 1}
+    monkeypatch.setattr(triton_sphere, "configuration", lambda *_: blocks)
+    cases.check_long_points(TRITON, dtype, power)
+
+
+@pytest.mark.parametrize("block", [64, 16])
 def test_ends_out_of_range(block, monkeypatch):
     """Steps whose squares overflow float32, whole and in blocks; a step to the centre of the sphere, where the point
     stays and its momentum does not."""

@@ -86,6 +86,20 @@ def test_long_rows(dtype, loop):
     cases.check_long_rows(19, dtype, names=("retract",) if loop == "wide" else cases.OPERATIONS)
 
 
+@pytest.mark.parametrize("loop", ["narrow", "wide"], indirect=True)
+def test_doubles_whose_squares_leave_their_range(loop, few_programs):
+    names = ("slerp", "tangent", "scaled") if loop == "wide" else cases.OPERATIONS
+    cases.check_far_doubles(19, names=names)
+
+
+def test_a_long_velocity_along_a_line():
+    """Nothing of it is tangent to the sphere of one dimension, and no square of its unit comes in."""
+    x, v = torch.tensor([[2.0], [-3.0]]), torch.tensor([[1e30], [1e-30]])
+    assert torch.equal(cases.forward("exp", [x, v]), x.sign())
+    for gradient in cases.backward("exp", torch.ones(2, 1), [x, v]):
+        assert not gradient.any()
+
+
 def test_layouts():
     cases.check_layouts(torch.float32)
 

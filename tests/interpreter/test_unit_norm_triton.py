@@ -54,6 +54,11 @@ def test_extreme_rows(eps, dtype, loop):
     cases.check_extreme(KERNELS, 37, dtype, eps)
 
 
+@pytest.mark.parametrize("power", [-1074, -600, 510, 1013])
+def test_doubles_whose_squares_leave_their_range(power, loop):
+    cases.check_far_doubles(KERNELS, 37, power)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [1, 37])
 def test_special_rows(dim, dtype, loop):
