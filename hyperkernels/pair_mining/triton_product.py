@@ -109,10 +109,11 @@ def product_kernel(
 
 
 class Gradient:
-    """The gradient of a range of rows of x or ref as it adds up, in the accumulator's dtype."""
+    """The gradient of a range of rows of x or ref as it adds up, in the accumulator's dtype; `ends` are all rows of the
+    other operand."""
 
-    def __init__(self, t: Tiles, rows: int, inner: int, transposed: bool, size: int) -> None:
-        self.t, self.rows, self.transposed, self.size = t, rows, transposed, size
+    def __init__(self, t: Tiles, ends: torch.Tensor, rows: int, inner: int, transposed: bool, size: int) -> None:
+        self.t, self.ends, self.rows, self.transposed, self.size = t, ends, rows, transposed, size
         c = t.config
         self.tile, self.inner_tile = (c.columns, c.rows) if transposed else (c.rows, c.columns)
         widest = {8: 32, 4: 64, 2: 256}[size]
@@ -133,7 +134,7 @@ class Gradient:
         t = self.t
         launch(
             product_kernel, self.row_tiles * (t.stride // self.width) * self.splits,
-            h, t.x if self.transposed else t.ref, t.column_bounds if self.transposed else t.bounds, self.sum,
+            h, self.ends, t.column_bounds if self.transposed else t.bounds, self.sum,
             self.row_tiles, self.splits, first // self.tile, first_inner, inner, h.shape[1] // t.config.columns,
             int(not self.started), TRANSPOSED=self.transposed, TILE=self.inner_tile, STRIDE=t.stride,
             BLOCK_ROWS=self.tile, BLOCK_D=self.width, BLOCK_INNER=self.depth, GUARDED=guarded,
@@ -171,13 +172,18 @@ def add_up(
         fill: writes the block that begins with a row and a column and has some rows and columns; returns partial sums
             of its rows, [.., rows at least], and columns, or None for "dot".
         unit: what H is too large by.
-        guarded: rows that are not finite are not seen by the pairs that do not count.
+        guarded: H may be finite where a pair with a row that is not finite counts. Elsewhere it is NaN there and says
+            so alone: the product reads 0 in place of such numbers, and pairs that do not count see nothing of them.
     """
     c = t.config
     height = min(max(1, BLOCK // c.rows), t.row_tiles) * c.rows
     width = min(max(1, WORKSPACE // (height * dtype.itemsize * c.columns)), t.column_tiles) * c.columns
     h = t.x.new_empty(height, width, dtype=dtype)
     need_x, need_ref = dx.numel() > 0, dref.numel() > 0
+    x, ref = (
+        ends.nan_to_num(0, 0, 0) if needed and not guarded else ends
+        for ends, needed in ((t.x, need_ref), (t.ref, need_x))
+    )
     row_blocks, column_blocks = range(0, t.n, height), range(0, t.m, width)
     # One gradient alone is summed in a buffer of one block.
     order = [(i, j) for i, j in itertools.product(row_blocks, column_blocks)]
@@ -190,13 +196,13 @@ def add_up(
         row_sums, column_sums = fill(h, i, j, rows, columns)
         if need_x:
             if i not in of_rows:
-                of_rows[i] = Gradient(t, rows, columns, False, dtype.itemsize)
+                of_rows[i] = Gradient(t, ref, rows, columns, False, dtype.itemsize)
             of_rows[i].add(h, row_sums, i, j, columns, guarded)
             if j + width >= t.m:
                 of_rows.pop(i).finish(dx[i : i + rows], t.x[i : i + rows], unit)
         if need_ref:
             if j not in of_columns:
-                of_columns[j] = Gradient(t, columns, rows, True, dtype.itemsize)
+                of_columns[j] = Gradient(t, x, columns, rows, True, dtype.itemsize)
             of_columns[j].add(h, column_sums, j, i, rows, guarded)
             if i + height >= t.n:
                 of_columns.pop(j).finish(dref[j : j + columns], t.ref[j : j + columns], unit)

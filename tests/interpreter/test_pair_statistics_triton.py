@@ -228,6 +228,30 @@ def test_nan_that_does_not_count_is_left_out():
     assert not rows.value.isnan().any()
 
 
+@pytest.mark.parametrize("turn", range(4), ids=lambda turn: TRANSFORMS[turn].name)
+def test_gradients_of_rows_that_are_not_finite(turn):
+    """A row that no pair counts with, for its label, its id, or as none has its label, contributes nothing. One that
+    counts reaches the rows that it counts for and no others."""
+    poison = (torch.nan, torch.inf)[turn % 2]
+    similarity = SIMILARITIES[turn % 3]
+    case = Case(12, 40, 6, similarity=similarity, transform=TRANSFORMS[turn], columns=True, select="positive")
+    p = case.problem
+    p.label[3], p.ref_label[[4, 35]] = -1, torch.tensor([-1, 9], dtype=torch.int32)
+    p.id[:], p.ref_id[5] = 7, 7
+    incoming = case.incoming()
+    clean = case.gradients(case.run("triton"), incoming)
+    with torch.no_grad():
+        p.x[3, 2], p.ref[[4, 5]], p.ref[35, 1] = poison, poison, -poison
+    for mine, right in zip(case.gradients(case.run("triton"), incoming), clean, strict=True):
+        assert right.any() and torch.equal(mine, right)
+    p.id[:] = -1
+    case.problem = p._replace(lower=None, upper=None)
+    p.label[8] = p.ref_label[5] = 2
+    out = case.run("triton")
+    mine = torch.autograd.grad(out[0].sum.sum(), p.x)[0]
+    assert torch.equal(mine.isnan().any(1), p.label == 2)
+
+
 def test_layouts_and_labels_of_any_size():
     case = Case(12, 20, 6)
     label = torch.tensor([2**31 - 1, -(2**31), -5, 7] * 5, dtype=torch.int32)
