@@ -123,11 +123,14 @@ def _runs_on(device: tuple[int, int], architectures: str) -> bool:
 
 
 @cache
-def _built_for_this_gpu() -> bool:
-    """Whether the machine's GPU can run the machine code or the PTX of the build; True where there is no GPU to ask."""
+def _built_for_these_gpus() -> bool:
+    """Whether every visible GPU, of which tensors may be on any, can run the machine code or the PTX of the build; True
+    where there is no GPU to ask."""
     if EXTENSION is None or not torch.cuda.is_available():
         return True
-    return _runs_on(torch.cuda.get_device_capability(), EXTENSION.build_info()["cuda_architectures"])
+    architectures = EXTENSION.build_info()["cuda_architectures"]
+    devices = range(torch.cuda.device_count())
+    return all(_runs_on(torch.cuda.get_device_capability(device), architectures) for device in devices)
 
 
 def _interpreting() -> bool:
@@ -150,8 +153,8 @@ def _unavailable(family: str, name: str, device_type: str) -> str | None:
             return EXTENSION_OBSTACLE
         if not has_cuda_kernels():
             return "the extension was built without CUDA sources"
-        if not _built_for_this_gpu():
-            return f"the extension was built for other GPUs ({EXTENSION.build_info()['cuda_architectures']})"
+        if not _built_for_these_gpus():
+            return f"the extension was not built for every visible GPU ({EXTENSION.build_info()['cuda_architectures']})"
         return None if device_type == "cuda" else f"cuda kernels run on cuda, not on {device_type}"
     if not has_triton():
         return triton_obstacle()

@@ -28,7 +28,7 @@ def untraceable() -> bool:
 
 def check(family: str, backend: str, forced_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`forced_by`: block or environment."""
-    for fact in ("has_triton", "has_cuda_kernels", "_built_for_this_gpu", "_interpreting"):
+    for fact in ("has_triton", "has_cuda_kernels", "_built_for_these_gpus", "_interpreting"):
         if getattr(_backend, fact)():
             monkeypatch.setattr(_backend, fact, untraceable)
     x, w = torch.randn(N, D, requires_grad=True), torch.randn(C, D, requires_grad=True)

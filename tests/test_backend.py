@@ -91,6 +91,23 @@ def test_the_gpus_that_a_build_serves(architectures, runs, does_not):
     assert not any(_backend._runs_on(device, architectures) for device in does_not)
 
 
+@pytest.mark.parametrize(("gpus", "serves"), [([(9, 0), (8, 6)], True), ([(9, 0), (12, 0)], False), ([], True)])
+def test_a_build_serves_every_gpu_or_none(gpus, serves, monkeypatch):
+    """Whichever is the current one."""
+    extension = types.SimpleNamespace(build_info=lambda: {"cuda_architectures": "8.0,9.0"})
+    monkeypatch.setattr(_backend, "EXTENSION", extension)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: gpus[device or 0])
+    for name in ("_built_for_these_gpus", "has_cuda_kernels"):
+        monkeypatch.setattr(_backend, name, getattr(_backend, name).__wrapped__)
+    obstacle = _backend._unavailable("unit_norm", "cuda", "cuda")
+    if serves:
+        assert obstacle is None
+    else:
+        assert obstacle == "the extension was not built for every visible GPU (8.0,9.0)"
+
+
 def test_an_unknown_instruction_set_is_refused():
     code = "import torch, hyperkernels as hk\ntry: hk.unit_norm(torch.ones(3))\nexcept ValueError as e: print(e)"
     assert "must be baseline, avx2 or avx512; got scalar" in run(code, HYPERKERNELS_CPU_CAPABILITY="scalar")
