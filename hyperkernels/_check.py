@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 LARGEST = sys.float_info.max
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def of_data(function: Function) -> Function:
+    """Refuse tensors on the device "meta", which have no data, by the name of the function: the data decide how many
+    pairs it lists."""
+
+    @functools.wraps(function)
+    def checked(*args: Any, **named: Any) -> Any:
+        for value in (*args, *named.values()):
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                raise NotImplementedError(
+                    f"{function.__name__} lists pairs, as many as the data say, and tensors on the device 'meta' have "
+                    "none"
+                )
+        return function(*args, **named)
+
+    return checked  # type: ignore[return-value]
 
 
 def tensor(

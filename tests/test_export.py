@@ -8,12 +8,11 @@ import torch
 import hyperkernels as hk
 
 CLASSES, SIZE = 7, 5
-# Those whose blocks of rows or classes, or whose very pairs, are counted on the host.
-COUNTED = {"calibrated_uniformity", "n_pairs", "soft_triple"}
+PICKED = {"n_pairs"}  # whose pairs the data picks, and the host counts
 LISTED = {"lifted", "nt_xent", "triplet", "tuplet_margin"}  # as many pairs as there are
 PAIR_LOSSES = [name for name in hk.losses.__all__ if inspect.isfunction(getattr(hk.losses, name))]
 EVERYDAY = {"circle", "info_nce", "triplet", "nbc_softmax", "ranked_list"}
-HEADS = ("MarginSoftmax", "SFace", "SphereFace2", "UniFace")
+HEADS = ("MarginSoftmax", "SFace", "SphereFace2", "UniFace", "PartialFC")
 MARGINS = sorted(set(hk.margins.__all__) - {"Margin", "Rows", "ElasticFace"})  # it draws anew
 
 
@@ -62,7 +61,7 @@ def check_export(module):
 
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow)
-    for name in PAIR_LOSSES if name not in COUNTED
+    for name in PAIR_LOSSES if name not in PICKED
 ])  # fmt: skip
 def test_a_pair_loss_is_exported_for_any_batch(name):
     check_export(Loss(name))
@@ -85,7 +84,7 @@ def test_a_margin_is_exported_for_any_batch(name):
     check_export(with_margin(name).eval())
 
 
-@pytest.mark.parametrize("name", sorted(set(PAIR_LOSSES) - LISTED - {"n_pairs"}))
+@pytest.mark.parametrize("name", sorted(set(PAIR_LOSSES) - LISTED - PICKED))
 def test_a_pair_loss_on_meta(name):
     x = torch.empty(8, SIZE, device="meta", requires_grad=True)
     loss = loss_of(name, x, torch.empty(8, dtype=torch.int64, device="meta"))
@@ -93,7 +92,7 @@ def test_a_pair_loss_on_meta(name):
     assert loss.is_meta and loss.shape == () and x.grad.shape == x.shape and x.grad.is_meta
 
 
-@pytest.mark.parametrize("name", [*HEADS, "PartialFC"])
+@pytest.mark.parametrize("name", HEADS)
 def test_a_head_on_meta(name):
     """Made without memory, used for its shapes, then given memory and numbers."""
     head = getattr(hk.nn, name)(SIZE, CLASSES, device="meta")
@@ -120,6 +119,21 @@ def test_miners_of_known_sizes_on_meta():
     x, labels = torch.empty(8, SIZE, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
     values, columns = hk.mining.topk_negatives(x, labels, k=2)
     assert values.shape == columns.shape == (8, 2) and columns.is_meta
+
+
+MINERS_OF_LISTS = sorted(
+    {name for name in hk.mining.__all__ if inspect.isfunction(getattr(hk.mining, name))}
+    - {"topk_negatives", "semi_hard_pool"}
+)
+
+
+@pytest.mark.parametrize("name", [*MINERS_OF_LISTS, *sorted(LISTED | PICKED)])
+def test_what_lists_pairs_refuses_meta(name):
+    x, labels = torch.empty(8, SIZE, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    function = getattr(hk.mining if name in MINERS_OF_LISTS else hk.losses, name)
+    arguments = (x, x.flip(0), labels) if name == "mine_hard_negatives" else (x, labels)
+    with pytest.raises(NotImplementedError, match=f"{name} lists pairs, as many as the data say"):
+        function(*arguments)
 
 
 def test_autocast_elsewhere_leaves_meta_alone():

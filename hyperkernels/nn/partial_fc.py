@@ -194,10 +194,11 @@ class PartialFC(MarginHead):
         _check.same_device("target", target, "x", x)
         if x.shape[1] != self.embedding_size:
             raise ValueError(f"x must have {self.embedding_size} columns; got shape {tuple(x.shape)}")
-        if len(target) != len(x):
-            raise ValueError(f"target must have one entry per row of x ({len(x)}); got shape {tuple(target.shape)}")
-        if self.batch_size is not None and len(x) > self.batch_size:
-            raise ValueError(f"x must have at most batch_size={self.batch_size} rows; got {len(x)}")
+        rows = x.shape[0]  # of any number where the module is exported, which len() would fix
+        if target.shape[0] != rows:
+            raise ValueError(f"target must have one entry per row of x ({rows}); got shape {tuple(target.shape)}")
+        if self.batch_size is not None and rows > self.batch_size:
+            raise ValueError(f"x must have at most batch_size={self.batch_size} rows; got {rows}")
         dtype = autocast_dtype(x)
         if dtype is not None and self.weight.dtype != torch.float64:
             return x.to(dtype)
@@ -285,7 +286,7 @@ class PartialFC(MarginHead):
         if not return_statistics:
             return loss
         everyone = ClassStatistics(*statistics, head.correct(statistics))
-        return loss, ClassStatistics(*(value[first : first + len(target)] for value in everyone))
+        return loss, ClassStatistics(*(value[first : first + target.shape[0]] for value in everyone))
 
     def extra_repr(self) -> str:
         sampled = f", sample_rate={self.sample_rate}" if self.sample_rate < 1 else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ... import _check
 from ..pairs import SIMILARITIES, Pairs, unit_rows
@@ -149,3 +150,17 @@ def reduce_counted(rows: torch.Tensor, counted: torch.Tensor, reduction: str, gr
 def nonzero(loss: torch.Tensor) -> torch.Tensor:
     """The entries over which an average of the losses above zero is taken; NaN is one of them."""
     return ~(loss <= 0)
+
+
+def blocks(count: int, room: int, each: int) -> list[tuple[int, int]]:
+    """(first, end) of blocks that have room, one for no more than it holds, of as many things that take `each`; at
+    least one block. All are in one where a program is exported: it would have the number of blocks of its sample."""
+    if torch.compiler.is_exporting():
+        return [(0, count)]
+    size = max(1, room // max(1, each))
+    return [(first, min(first + size, count)) for first in range(0, max(1, count), size)]
+
+
+def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives; what it holds on the way is computed again for the gradient."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -84,6 +84,7 @@ def contrastive_of(
     return reduce(pull, "mean", counts[0].sum()) + reduce(push, "mean", counts[1].sum())
 
 
+@_check.of_data
 def triplet(
     x: torch.Tensor,
     labels: torch.Tensor,
@@ -292,6 +293,7 @@ def margin_of(
     return loss
 
 
+@_check.of_data
 def tuplet_margin(
     x: torch.Tensor,
     labels: torch.Tensor,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from ... import _check
 from ..._autocast import autocast
 from ..codes import run_starts
 from ..pairs import LINEAR, Pairs
 from ..reference import accumulate_dtype
-from .common import REDUCTIONS, Number, normalized, numbered, reduce_counted, scalar, softplus
+from .common import REDUCTIONS, Number, blocks, normalized, numbered, recomputed, reduce_counted, scalar, softplus
 from .softmax import nca_of
 
 _BLOCK = 2**22  # similarities that soft_triple and its gradient hold at a time
@@ -126,7 +125,8 @@ def soft_triple(
         S_ic = sum_k softmax_k(s_ick / gamma) s_ick,   loss_i = cross-entropy of la * (S_ic - margin * [c = y_i])
 
     with the cosine s_ick. This is plain PyTorch over blocks of classes, whose similarities are computed again for the
-    gradient: N x C * K of them are never stored.
+    gradient: N x C * K of them are never stored, but in a program that torch.export made, which takes all classes as
+    one block.
 
     Args:
         x: embeddings [N, D]; float64, float32, bfloat16 or float16.
@@ -162,13 +162,13 @@ def soft_triple(
         logits = la * ((torch.softmax(s / gamma, 2) * s).sum(2) - margin * own.to(s.dtype))
         return logits.logsumexp(1), torch.where(own, logits, 0).sum(1)
 
-    size = max(1, _BLOCK // max(1, pairs.n * k))
     over, target = [], unit.new_zeros(pairs.n)
+    ranges = blocks(classes, _BLOCK, pairs.n * k)
+    # Cut at once: a slice of its own for every block would add a gradient of all centres for each.
+    parts = weight.split([last - first for first, last in ranges])
     with autocast(unit, None):  # pairs.x is in its dtype already
-        for number, part in enumerate(weight.split(size)):
-            lse, logit = checkpoint(
-                block, unit, classes_of - number * size, part, use_reentrant=False, preserve_rng_state=False
-            )
+        for (first, _), part in zip(ranges, parts, strict=True):
+            lse, logit = recomputed(block, unit, classes_of - first, part)
             over.append(lse)
             target = target + logit
     counted = (classes_of >= 0) & (classes_of < classes)

@@ -95,6 +95,7 @@ def supcon_of(
     return reduce_counted(loss, nonzero(loss), reduction, pairs.group)
 
 
+@_check.of_data
 def nt_xent(
     x: torch.Tensor,
     labels: torch.Tensor,
@@ -137,6 +138,7 @@ def nt_xent_of(pairs: Pairs, *, scale: Number, reduction: str = "mean") -> torch
     return reduce_counted(loss, torch.ones_like(loss, dtype=torch.bool), reduction)
 
 
+@_check.of_data
 def n_pairs(
     x: torch.Tensor,
     labels: torch.Tensor,

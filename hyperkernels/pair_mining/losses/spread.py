@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from ... import _check
 from ..._autocast import autocast
+from ..blocks import log_sum_exp
 from ..pairs import LINEAR, SOFTPLUS, Pairs
 from .common import (
     REDUCTIONS,
     Number,
+    blocks,
     group_of,
     numbered,
     over_ranks,
     own_columns,
+    recomputed,
     reduce_counted,
     scalar,
     shared,
@@ -84,7 +85,8 @@ def calibrated_uniformity(
         log of the mean over i < j of e^{-t (|x_i - x_j|^2 - 2 + 2 sim_ij)},   sim = clamp(cos(f_i, f_j), min, max)
 
     of unit rows. The clamp needs both similarities of a pair at once: this is plain PyTorch over blocks of rows, whose
-    similarities are computed again for the gradient. N x N of them are never stored.
+    similarities are computed again for the gradient. N x N of them are never stored, but in a program that torch.export
+    made, which takes all rows as one block.
 
     Args:
         x: embeddings [N, D]; float64, float32, bfloat16 or float16; made unit rows.
@@ -113,17 +115,13 @@ def calibrated_uniformity(
         calibration = (b[first:last] @ b[first:].T).clamp(min_sim, max_sim)
         power = 2 * t * (a[first:last] @ a[first:].T - calibration)
         below = torch.ones_like(power, dtype=torch.bool).tril()
-        return power.masked_fill(below, -torch.inf).flatten().logsumexp(0)
+        return log_sum_exp(power.masked_fill(below, -torch.inf).flatten())
 
-    if n < 2:
-        return (a.sum() + b.sum()) * 0
-    size = max(1, _BLOCK // n)
     with autocast(a, None):  # a and b are rounded to its dtype already
-        parts = [
-            checkpoint(block, a, b, first, min(first + size, n), use_reentrant=False, preserve_rng_state=False)
-            for first in range(0, n - 1, size)
-        ]
-    return torch.stack(parts).logsumexp(0) - math.log(n * (n - 1) / 2)
+        parts = [recomputed(block, a, b, first, last) for first, last in blocks(n, _BLOCK, n)]
+    total = log_sum_exp(torch.stack(parts))
+    number = torch.ones_like(total) * n * (n - 1) / 2
+    return torch.where(number > 0, total - number.log(), 0)
 
 
 def nearest_pair_packing(

@@ -154,6 +154,7 @@ def _logsumexp(rows: torch.Tensor) -> torch.Tensor:
     return torch.where(some, torch.logsumexp(torch.where(some, rows, 0), 0), -torch.inf)
 
 
+@_check.of_data
 def lifted(
     x: torch.Tensor,
     labels: torch.Tensor,

@@ -17,6 +17,7 @@ STRATEGIES = ("easy", "hard", "semihard", "all")
 SEMI_HARD = (("semihard", "easy"), ("semihard", "hard"), ("easy", "semihard"), ("hard", "semihard"))
 
 
+@_check.of_data
 @torch.no_grad()
 def batch_easy_hard(
     x: torch.Tensor,
@@ -90,6 +91,7 @@ def batch_easy_hard(
     return a, p[a], a, n[a]
 
 
+@_check.of_data
 @torch.no_grad()
 def multi_similarity(
     x: torch.Tensor,
@@ -132,6 +134,7 @@ def multi_similarity(
     return positives.rows, positives.columns, negatives.rows, negatives.columns
 
 
+@_check.of_data
 @torch.no_grad()
 def pair_margin(
     x: torch.Tensor,

@@ -60,6 +60,7 @@ def topk_negatives(
     return _top_k(pairs, "negative", k, lower, upper)
 
 
+@_check.of_data
 @torch.no_grad()
 def mine_hard_negatives(
     queries: torch.Tensor,

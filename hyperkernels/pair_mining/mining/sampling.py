@@ -10,6 +10,7 @@ from ..pairs import Listed
 from .common import Triplets, labelled_pairs, random_words, seed_of
 
 
+@_check.of_data
 @torch.no_grad()
 def distance_weighted(
     x: torch.Tensor,

@@ -23,6 +23,7 @@ class TripletCounts(NamedTuple):
     count: torch.Tensor  # type: ignore[assignment]
 
 
+@_check.of_data
 @torch.no_grad()
 def batch_hard(
     x: torch.Tensor,
@@ -63,6 +64,7 @@ def batch_hard(
     return a, p[a], n[a]
 
 
+@_check.of_data
 @torch.no_grad()
 def semi_hard(
     x: torch.Tensor,
@@ -104,6 +106,7 @@ def semi_hard(
     return found.rows[keep], found.columns[keep], n[keep]
 
 
+@_check.of_data
 @torch.no_grad()
 def triplet_margin(
     x: torch.Tensor,
@@ -160,6 +163,7 @@ def triplet_margin(
     return a, p, n
 
 
+@_check.of_data
 @torch.no_grad()
 def triplet_counts(
     x: torch.Tensor,
