@@ -153,8 +153,8 @@ def nonzero(loss: torch.Tensor) -> torch.Tensor:
 
 
 def blocks(count: int, room: int, each: int) -> list[tuple[int, int]]:
-    """(first, end) of blocks that have room, one for no more than it holds, of as many things that take `each`; at
-    least one block. All are in one where a program is exported: it would have the number of blocks of its sample."""
+    """(first, end) of the blocks that `count` things make, of which each takes `each` of the room; at least one block.
+    An exported program has one for all things, since it would keep the number of blocks that its sample has."""
     if torch.compiler.is_exporting():
         return [(0, count)]
     size = max(1, room // max(1, each))
