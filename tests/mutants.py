@@ -1,26 +1,30 @@
 """Runs tests on mutants of a kernel family: each drops one piece of the mathematics, and a test must go red for it.
 
 C++ mutants are compiled from the changed source and loaded over the registered kernels; Python mutants are patched in.
-Compiling is most of the work. So it is for one instruction set, with PyTorch's headers compiled beforehand, and of
-a mutant it is what includes the changed file; the rest is taken from the family without changes.
+Compiling is most of the work. So it is for one instruction set, with PyTorch's headers compiled beforehand, of what
+includes the changed file; the rest is the built extension's. `make clean` forgets what has been compiled.
 """
 
+import fcntl
+import hashlib
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from support import ROOT, report
 
 UNCHANGED = "nothing changed"  # the mutant that stays green
 COMPILER = os.environ.get("CXX", "c++")
+KEPT = ROOT / "build" / "mutants"
 
 # A failing example is enough: none is made smaller. The summary says what every red test died of: hypothesis raises the
 # assertion itself, or a group of them, and gradcheck an error of its own.
@@ -95,68 +99,89 @@ class Mutant:
         return "\n".join(lines)
 
 
-class Family:
-    """The C++ of a family, compiled in a folder without changes."""
+class Compiler:
+    """Compiles files of csrc for one instruction set. What it makes is kept under a hash of all that it is made of."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self) -> None:
         from torch.utils import cpp_extension
 
-        self.name, self.folder = name, folder
         self.links = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
         includes = [f"-I{path}" for path in cpp_extension.include_paths()]
         self.flags = ["-std=c++20", "-O1", "-fopenmp", "-fPIC", *includes]
-        shutil.copytree(ROOT / "csrc", folder / "csrc")
-        simd = folder / "csrc" / "simd.h"
-        text = simd.read_text()
-        assert text.count("#if defined(__x86_64__)") == 1
-        simd.write_text(text.replace("#if defined(__x86_64__)", "#if 0"))
-        self.prefix = folder / "prefix.h"
-        self.prefix.write_text("#include <ATen/ATen.h>\n#include <torch/library.h>\n")
-        run([COMPILER, *self.flags, "-x", "c++-header", str(self.prefix), "-o", f"{self.prefix}.gch"])
+        self.version = f"{run([COMPILER, '--version'])} {torch.__version__} {torch.version.git_version}"
 
-    def sources(self) -> list[Path]:
-        csrc = self.folder / "csrc"
-        shared = (path for path in csrc.glob("*.cpp") if not path.stem.startswith("bindings"))
-        return [*sorted((csrc / self.name).glob("*.cpp")), *sorted(shared)]
+    def kept(self, name: str, parts: Iterable[str], make: Callable[[Path], object]) -> Path:
+        key = hashlib.sha256("\0".join([self.version, *self.flags, *parts]).encode()).hexdigest()[:20]
+        path = KEPT / key / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (path.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+            if not path.exists():
+                partial = path.with_suffix(".partial")
+                make(partial)
+                partial.replace(path)
+        return path
 
-    def compile(self, source: Path) -> Path:
-        made = source.with_suffix(".o")
-        run([COMPILER, *self.flags, "-include", str(self.prefix), "-c", str(source), "-o", str(made)])
-        return made
+    def headers(self) -> Path:
+        """PyTorch's, compiled beforehand: the name under which the compiler finds them."""
+        text = "#include <ATen/ATen.h>\n#include <torch/library.h>\n"
 
-    def link(self, objects: Sequence[Path], library: Path) -> Path:
-        run([COMPILER, "-shared", "-fopenmp", *map(str, objects), *self.links, "-o", str(library)])
-        return library
+        def make(partial: Path) -> None:
+            source = partial.with_name("prefix.h")
+            source.write_text(text)
+            run([COMPILER, *self.flags, "-x", "c++-header", str(source), "-o", str(partial)])
 
-    def library(self, mutant: Mutant) -> Path | None:
-        """The kernels of the family alone, with the mutation."""
-        if mutant.name == UNCHANGED:
-            return self.link([source.with_suffix(".o") for source in self.sources()], self.folder / "unchanged.so")
-        if mutant.python or mutant.file.endswith(".py"):
-            return None
-        folder = self.folder / re.sub(r"\W", "_", mutant.name)
-        shutil.copytree(self.folder / "csrc", folder, ignore=shutil.ignore_patterns("*.o"))
-        changed = folder / self.name / mutant.file
+        return self.kept("prefix.h.gch", [text], make).with_suffix("")
+
+    def compile(self, unit: Path) -> Path:
+        prefix = str(self.headers())
+        command = [COMPILER, *self.flags, "-include", prefix, "-x", "c++", "-c", str(unit), "-o"]
+        parts = [path.read_text() for path in sorted(included(unit))]
+        return self.kept(f"{unit.stem}.o", parts, lambda partial: run([*command, str(partial)]))
+
+
+def library(family: str, mutant: Mutant, folder: Path) -> Path | None:
+    """The family's kernels whose source the mutation reaches; what else they call is in the built extension."""
+    if mutant.python or mutant.file.endswith(".py"):
+        return None
+    from hyperkernels import _C
+
+    compiler = Compiler()
+    csrc = shutil.copytree(ROOT / "csrc", folder / "csrc")
+    simd = csrc / "simd.h"
+    text = simd.read_text()
+    assert text.count("#if defined(__x86_64__)") == 1
+    simd.write_text(text.replace("#if defined(__x86_64__)", "#if 0"))
+    units = sorted((csrc / family).glob("*.cpp"))
+    if mutant.name != UNCHANGED:
+        changed = (csrc / family / mutant.file).resolve()
+        reached = [unit for unit in units if changed in included(unit)]
+        units = [unit for unit in reached if not mutant.units or unit.name in mutant.units]
+        assert any("TORCH_LIBRARY_IMPL" in unit.read_text() for unit in units), "no kernel would be another one"
         changed.write_text(mutant.change(changed))
-        units = [folder / self.name / unit for unit in mutant.units] or [
-            unit for unit in (folder / self.name).glob("*.cpp") if includes(unit, mutant.file)
-        ]
-        rest = [source.with_suffix(".o") for source in self.sources() if source.name not in {u.name for u in units}]
-        # Of a function that several of them hold the linker takes the first.
-        return self.link([*map(self.compile, units), *rest], folder / "mutant.so")
+    made = folder / "mutant.so"
+    objects = map(str, map(compiler.compile, units))
+    run([COMPILER, "-shared", "-fopenmp", *objects, _C.__file__, *compiler.links, "-o", str(made)])
+    return made
 
 
-def includes(source: Path, file: str) -> bool:
-    """Whether the source is that file, or includes it, itself or through others of its folder."""
-    if source.name == file:
-        return True
-    names = re.findall(r'^#include "([\w.]+)"', source.read_text(), flags=re.MULTILINE)
-    return any(includes(source.parent / name, file) for name in names)
+def included(source: Path) -> set[Path]:
+    """The file, and those of csrc that it includes, itself or through others."""
+    found, waiting = set(), [source.resolve()]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            names = re.findall(r'^#include "([\w./]+)"', path.read_text(), flags=re.MULTILINE)
+            beside = ((path.parent / name).resolve() for name in names)
+            waiting += [other for other in beside if other.exists()]
+    return found
 
 
-def run(command: Sequence[str]) -> None:
+def run(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+    return done.stdout
 
 
 def run_tests(library: Path | None, python: str, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess:
@@ -171,23 +196,22 @@ def run_tests(library: Path | None, python: str, arguments: Sequence[str], folde
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def outcomes(
-    family: str, mutants: Sequence[Mutant], arguments: Sequence[str]
-) -> dict[str, subprocess.CompletedProcess]:
-    """The runs of the tests on each mutant; `arguments` choose the family's tests."""
+def check(family: str, mutant: Mutant, arguments: Sequence[str], folder: Path) -> None:
+    """Runs the mutant's tests on it; `arguments` choose those of the family."""
+    if importlib.util.find_spec("hyperkernels._C") is None:
+        pytest.skip("the compiled extension is not built")
     if shutil.which(COMPILER) is None:
         pytest.skip("no C++ compiler")
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
-        folder = Path(name)
-        (folder / "mutant_plugin.py").write_text(PLUGIN)
-        whole = Family(family, folder)
-        list(pool.map(whole.compile, whole.sources()))
+    (folder / "mutant_plugin.py").write_text(PLUGIN)
+    made = library(family, mutant, folder)
+    assert_caught(mutant, run_tests(made, mutant.patch(family), mutant.caught_by or arguments, folder))
 
-        def outcome(mutant: Mutant) -> subprocess.CompletedProcess:
-            chosen = mutant.caught_by or arguments
-            return run_tests(whole.library(mutant), mutant.patch(family), chosen, folder)
 
-        return dict(zip((m.name for m in mutants), pool.map(outcome, mutants), strict=True))
+def parameters(mutants: Iterable[Mutant], everyday: str) -> list[Any]:
+    """`make test` takes the mutants in Python, and that one of those that are compiled."""
+    quick = [mutant for mutant in mutants if mutant.python or mutant.file.endswith(".py") or mutant.name == everyday]
+    assert any(mutant.name == everyday for mutant in quick)
+    return [pytest.param(m, id=m.name, marks=() if m in quick else pytest.mark.slow) for m in mutants]
 
 
 def assert_caught(mutant: Mutant, result: subprocess.CompletedProcess) -> None:

@@ -1,7 +1,9 @@
 """The tests of the margin softmax can fail: each mutant drops one piece of the mathematics, and a test goes red."""
 
 import pytest
-from mutants import PLUGIN, UNCHANGED, Mutant, assert_caught, outcomes, run_tests
+from mutants import PLUGIN, UNCHANGED, Mutant, assert_caught, check, parameters, run_tests
+
+pytestmark = pytest.mark.mutants
 
 TESTS = "double_loop or gradcheck or tile_size or cannot_poison or margins or dropped_never or nearest_and_ties"
 FILES = ("margin_softmax", "margin_softmax_edges", "margin_softmax_options", "margins", "skip_budget")
@@ -50,15 +52,12 @@ MUTANTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def found():
-    files = [f"tests/test_{name}.py" for name in FILES]
-    return outcomes("margin_softmax", MUTANTS, ["--maxfail=3", "-k", TESTS, *files])
+CHOSEN = ["--maxfail=3", "-k", TESTS, *(f"tests/test_{name}.py" for name in FILES)]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
-def test_a_mutant_is_caught(mutant, found):
-    assert_caught(mutant, found[mutant.name])
+@pytest.mark.parametrize("mutant", parameters(MUTANTS, everyday="second chunk of rows overwrites the first"))
+def test_a_mutant_is_caught(mutant, tmp_path):
+    check("margin_softmax", mutant, CHOSEN, tmp_path)
 
 
 @pytest.mark.parametrize(("error", "caught"), [("AssertionError", True), ("TypeError", False), ("NameError", False)])

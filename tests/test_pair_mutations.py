@@ -1,7 +1,9 @@
 """The tests of pair mining can fail: each mutant drops one piece of the mathematics, and the named test goes red."""
 
 import pytest
-from mutants import UNCHANGED, Mutant, assert_caught, outcomes
+from mutants import UNCHANGED, Mutant, check, parameters
+
+pytestmark = pytest.mark.mutants
 
 # More than one tile, ignored labels, both bounds; x with itself; the value of a linear transform.
 TILES = "tests/test_pair_statistics_kernels.py::test_more_than_a_tile[tile1-dot-sizes0]"
@@ -117,11 +119,6 @@ MUTANTS = [Mutant(UNCHANGED), *KERNELS, *LOSSES]
 TESTS = sorted({test for mutant in MUTANTS for test in mutant.caught_by})
 
 
-@pytest.fixture(scope="module")
-def found():
-    return outcomes("pair_mining", MUTANTS, TESTS)
-
-
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
-def test_a_mutant_is_caught(mutant, found):
-    assert_caught(mutant, found[mutant.name])
+@pytest.mark.parametrize("mutant", parameters(MUTANTS, everyday="nine rounds of Philox"))
+def test_a_mutant_is_caught(mutant, tmp_path):
+    check("pair_mining", mutant, TESTS, tmp_path)
