@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", pytest.param("sm_120", marks=pytest.mark.slow))
+TARGETS = ("sm_90", "sm_80", "sm_100", "sm_120", "gfx942")
 # Bytes of shared memory that one block can have.
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "sm_120": 99 * 1024, "gfx942": 64 * 1024}
 # Bytes that a thread may spill: sm_120 takes the tiles of sm_80, and the compiler needs more registers there.
@@ -42,6 +43,11 @@ class Resources(NamedTuple):
     stack: int
     shared: int
     text: str  # PTX, AMD assembly, or SASS
+
+
+def cases(*axes: Iterable[Any], everyday: Callable[..., bool]) -> list[Any]:
+    """All combinations as parameters of a test: of which `make test` takes those that `everyday` chooses."""
+    return [pytest.param(*case, marks=() if everyday(*case) else pytest.mark.slow) for case in itertools.product(*axes)]
 
 
 def architecture(target: str) -> Callable[[Any], str]:

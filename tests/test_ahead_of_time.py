@@ -1,4 +1,7 @@
-"""Every production configuration of the GPU kernels compiles for its targets without spilling; no GPU is needed."""
+"""Every production configuration of the GPU kernels compiles for its targets without spilling; no GPU is needed.
+
+Everyday, in this file and its neighbours, each kernel is compiled for sm_90 in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,19 @@ from support import ROOT
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
+pytestmark = pytest.mark.aot
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 needs_nvcc = pytest.mark.skipif(aot.NVCC is None, reason="nvcc is not on the PATH")
+
+
+def name(value):
+    """Of a target, a dtype, or what else a case consists of."""
+    if isinstance(value, tuple):
+        return " ".join(map(name, value))
+    if isinstance(value, dict):
+        return " ".join(f"{key} {v}" for key, v in value.items()) or "plain"
+    return TYPES.get(value, str(value)) if isinstance(value, torch.dtype) else str(value)
+
 
 # Every line of the table in triton_kernels.configuration; 511 for rows that are not aligned, 3 for very short ones.
 UNIT_NORM_WIDTHS = (3, 64, 128, 256, 511, 512, 1024, 2048, 4096, 8192, 16384, 65536)
@@ -41,37 +55,41 @@ def unit_norm_resources(target: str, dtype: torch.dtype, dim: int) -> list[aot.R
     ]
 
 
+def unit_norm_case_is_of_every_day(target, dtype, dim):
+    return target == "sm_90" and dtype == torch.bfloat16 and dim in (511, 512, 8192)
+
+
+# float16 and float64 differ from their neighbours in a conversion and in width: the full table is for sm_90.
+UNIT_NORM_CASES = [
+    case for case in aot.cases(aot.TARGETS, TYPES, UNIT_NORM_WIDTHS, everyday=unit_norm_case_is_of_every_day)
+    if case.values[0] == "sm_90" or case.values[1] in (torch.float32, torch.bfloat16)
+    or case.values[2] in (3, 512, 8192, 65536)
+]  # fmt: skip
+
+
 @needs_triton
-@pytest.mark.parametrize("target", aot.TARGETS)
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPES.get)
-def test_unit_norm_in_triton(target, dtype):
-    # float16 and float64 differ from their neighbours in a conversion and in width: the full table is for sm_90.
-    full = target == "sm_90" or dtype in (torch.float32, torch.bfloat16)
-    for dim in UNIT_NORM_WIDTHS if full else (3, 512, 8192, 65536):
-        for resources in unit_norm_resources(target, dtype, dim):
-            report = aot.table([resources])
-            print(report)
-            assert resources.stack == 0, report
-            assert resources.shared <= aot.SHARED[target], report
-            if dim <= 1024 and not target.startswith("gfx"):
-                assert resources.shared == 0, f"a row up to 1024 elements belongs to one warp: {report}"
-            if dim % 16 == 0 and not target.startswith("gfx"):
-                widths = set(re.findall(r"\b((?:ld|st)\.global)\S*?((?:\.v\d)?\.b\d+)", resources.text))
-                assert {kind for kind, _ in widths} == {"ld.global", "st.global"}, report
-                assert {width for _, width in widths} <= {".v4.b32", ".v2.b64"}, (
-                    f"not 16 bytes wide: {widths}, {report}"
-                )
+@pytest.mark.parametrize(("target", "dtype", "dim"), UNIT_NORM_CASES, ids=name)
+def test_unit_norm_in_triton(target, dtype, dim):
+    for resources in unit_norm_resources(target, dtype, dim):
+        report = aot.table([resources])
+        print(report)
+        assert resources.stack == 0, report
+        assert resources.shared <= aot.SHARED[target], report
+        if dim <= 1024 and not target.startswith("gfx"):
+            assert resources.shared == 0, f"a row up to 1024 elements belongs to one warp: {report}"
+        if dim % 16 == 0 and not target.startswith("gfx"):
+            widths = set(re.findall(r"\b((?:ld|st)\.global)\S*?((?:\.v\d)?\.b\d+)", resources.text))
+            assert {kind for kind, _ in widths} == {"ld.global", "st.global"}, report
+            assert {width for _, width in widths} <= {".v4.b32", ".v2.b64"}, f"not 16 bytes wide: {widths}, {report}"
 
 
 @needs_triton
 @needs_nvcc
-@pytest.mark.parametrize(
-    "targets", [("sm_80", "sm_90", "sm_100"), pytest.param(("sm_120",), marks=pytest.mark.slow)], ids=" ".join
-)
-def test_unit_norm_in_cuda(targets):
-    found = aot.compile_cuda(ROOT / "csrc/unit_norm/cuda.cu", targets)
+@pytest.mark.parametrize("target", aot.cases(("sm_90", "sm_80", "sm_100", "sm_120"), everyday=lambda t: t == "sm_90"))
+def test_unit_norm_in_cuda(target):
+    found = aot.compile_cuda(ROOT / "csrc/unit_norm/cuda.cu", [target])
     print(aot.table(found))
-    assert len(found) == len(targets) * 120
+    assert len(found) == 120
     for resources in found:
         assert resources.stack == 0, aot.table([resources])
         # Tensors that are not aligned alike go element by element, through the kernels for wide rows.
@@ -199,35 +217,58 @@ HEADS = [(kind, per_class) for kind in ("quadratic", "gaussian", "angle", "sface
          for per_class in (False, True)]  # fmt: skip
 
 
+DTYPES = (torch.bfloat16, torch.float64, torch.float32, torch.float16)
+# A dtype and a problem: the plain head in every dtype, skipping tiles, with three sub-centres, at few rows and at other
+# widths.
+PLAIN = [(dtype, {}) for dtype in DTYPES]
+PLAIN += [(torch.bfloat16, problem) for problem in ({"skip": True}, {"sub_centers": 3}, {"n": 1, "d": 64}, {"d": 500})]
+
+
+def every_day(target, case):
+    return target == "sm_90" and case == PLAIN[0]
+
+
 @needs_triton
-@pytest.mark.parametrize("target", aot.TARGETS)
-def test_margin_softmax_in_triton(target, monkeypatch):
-    """The plain head in every dtype, skipping tiles, with three sub-centres, at few rows and at other widths."""
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        margin_softmax_check(monkeypatch, target, dtype, only=ALL if dtype == torch.bfloat16 else ("forward", "weight"))
-    for problem in ({"skip": True}, {"sub_centers": 3}, {"n": 1, "d": 64}, {"d": 500}):
-        margin_softmax_check(monkeypatch, target, torch.bfloat16, **problem)
+@pytest.mark.parametrize(("target", "case"), aot.cases(aot.TARGETS, PLAIN, everyday=every_day), ids=name)
+def test_margin_softmax_in_triton(target, case, monkeypatch):
+    dtype, problem = case
+    only = TILED if problem else ALL if dtype == torch.bfloat16 else ("forward", "weight")
+    margin_softmax_check(monkeypatch, target, dtype, only, **problem)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_largest_tiles_of_margin_softmax_on_sm_120(monkeypatch):
     margin_softmax_check(monkeypatch, "sm_120", torch.bfloat16, ("forward", "gradient"))
 
 
+PLAIN_SAMPLED = (torch.bfloat16, {"sampled": 100_000})
+SAMPLED = [PLAIN_SAMPLED, *((dtype, {"sampled": 1000}) for dtype in DTYPES[1:])]
+SAMPLED += [
+    (torch.bfloat16, {"sampled": 100_000, **problem})
+    for problem in ({"skip": True}, {"sub_centers": 3}, {"kind": "quadratic", "per_class": True})
+]
+
+
+@pytest.mark.slow
 @needs_triton
+@pytest.mark.parametrize("case", SAMPLED, ids=name)
 @pytest.mark.parametrize("target", aot.TARGETS)
-def test_sampled_classes_of_margin_softmax_in_triton(target, monkeypatch):
+def test_sampled_classes_of_margin_softmax_in_triton(target, case, monkeypatch):
     """The kernels that read the weight by index, at the same tiles."""
-    for problem in ({}, {"skip": True}, {"sub_centers": 3}, {"kind": "quadratic", "per_class": True}):
-        margin_softmax_check(
-            monkeypatch, target, torch.bfloat16, only=() if not problem else TILED, sampled=100_000, **problem
-        )
-    for dtype in (torch.float64, torch.float32, torch.float16):
-        margin_softmax_check(monkeypatch, target, dtype, only=TILED if target == "sm_90" else TILED[:1], sampled=1000)
-    for problem in ({"n": 1, "d": 64}, {"d": 500}, {"d": 3}, {"c": 10**8}) if target == "sm_90" else ():
-        margin_softmax_check(monkeypatch, target, torch.bfloat16, sampled=1000, **problem)
+    dtype, problem = case
+    only = TILED if dtype == torch.bfloat16 or target == "sm_90" else TILED[:1]
+    margin_softmax_check(monkeypatch, target, dtype, ALL if case == PLAIN_SAMPLED else only, **problem)
 
 
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("problem", [{"n": 1, "d": 64}, {"d": 500}, {"d": 3}, {"c": 10**8}], ids=name)
+def test_other_sizes_of_sampled_classes_of_margin_softmax_in_triton(problem, monkeypatch):
+    margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, sampled=1000, **problem)
+
+
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize(("kind", "per_class"), [("cosine", True), *HEADS])
 def test_every_head_of_margin_softmax_in_triton(kind, per_class, monkeypatch):
@@ -238,15 +279,29 @@ def test_every_head_of_margin_softmax_in_triton(kind, per_class, monkeypatch):
             margin_softmax_check(monkeypatch, target, torch.bfloat16, ("forward", "gradient"), **problem)
 
 
+# On sm_90: other batches and widths, and classes past 2^31 / D; full float32 with its heads.
+MORE = [
+    *((torch.bfloat16, TILED, {"n": n}) for n in (16, 32, 64)),
+    *((torch.bfloat16, TILED, {"d": d}) for d in (64, 128, 1024, 3, 1000)),
+    (torch.bfloat16, TILED, {"sub_centers": 2, "kind": "quadratic", "per_class": True}),
+    (torch.bfloat16, ("forward",), {"c": 10**8}),
+    *(
+        (torch.float32, ("forward", "gradient", "merge"), problem)
+        for problem in ({"kind": "angle"}, {"kind": "angle", "per_class": True}, {"sub_centers": 3}, {"n": 1})
+    ),
+]
+
+
+@pytest.mark.slow
 @needs_triton
-def test_more_of_margin_softmax_in_triton(monkeypatch):
-    """On sm_90: other batches and widths, full float32 with its heads, tf32, and classes past 2^31 / D."""
-    for problem in ({"n": 16}, {"n": 32}, {"n": 64}, {"d": 64}, {"d": 128}, {"d": 1024}, {"d": 3}, {"d": 1000}):
-        margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, **problem)
-    margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, sub_centers=2, kind="quadratic", per_class=True)
-    margin_softmax_check(monkeypatch, "sm_90", torch.bfloat16, ("forward",), c=10**8)
-    for problem in ({"kind": "angle"}, {"kind": "angle", "per_class": True}, {"sub_centers": 3}, {"n": 1}):
-        margin_softmax_check(monkeypatch, "sm_90", torch.float32, ("forward", "gradient", "merge"), **problem)
+@pytest.mark.parametrize(("dtype", "only", "problem"), MORE, ids=name)
+def test_more_of_margin_softmax_in_triton(dtype, only, problem, monkeypatch):
+    margin_softmax_check(monkeypatch, "sm_90", dtype, only, **problem)
+
+
+@pytest.mark.slow
+@needs_triton
+def test_margin_softmax_in_tf32(monkeypatch):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:

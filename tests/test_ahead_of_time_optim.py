@@ -9,7 +9,10 @@ import torch
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+]
 
 
 def resources(family, kernel, target, dtype, dim, given):
@@ -47,8 +50,15 @@ def check(family, kernel, target, dtype, dim, given):
     return found
 
 
-@pytest.mark.parametrize("target", aot.TARGETS)
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPES.get)
+def every_day(target, dtype):
+    return target == "sm_90" and dtype == torch.bfloat16
+
+
+def name(value):
+    return TYPES.get(value, value)
+
+
+@pytest.mark.parametrize(("target", "dtype"), aot.cases(aot.TARGETS, TYPES, everyday=every_day), ids=name)
 def test_optim_in_triton(target, dtype):
     from hyperkernels.optim import triton_kernels as family
 
@@ -58,12 +68,12 @@ def test_optim_in_triton(target, dtype):
             check(family, kernel, target, dtype, dim, given)
 
 
-ON_THE_SPHERE = [("sm_90", dtype) for dtype in TYPES] + [
-    ("sm_80", torch.bfloat16), ("sm_100", torch.float16), ("gfx942", torch.float32), ("gfx942", torch.float64)
-]  # fmt: skip
+OTHERS = [("sm_80", torch.bfloat16), ("sm_100", torch.float16), ("gfx942", torch.float32), ("gfx942", torch.float64)]
+ON_THE_SPHERE = aot.cases(["sm_90"], TYPES, everyday=every_day)
+ON_THE_SPHERE += [pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS]
 
 
-@pytest.mark.parametrize(("target", "dtype"), ON_THE_SPHERE)
+@pytest.mark.parametrize(("target", "dtype"), ON_THE_SPHERE, ids=name)
 def test_optim_on_the_sphere_in_triton(target, dtype):
     from hyperkernels.optim import triton_sphere as family
 

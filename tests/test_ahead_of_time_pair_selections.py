@@ -11,7 +11,10 @@ from test_ahead_of_time import TYPES, Recorder
 
 from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+]
 TILE = (256, 512)
 KERNELS = ("kernels", "top_k", "lists", "samples", "bins", "product", "values")
 PRODUCTS = ("list", "key", "pair", "draw", "bin", "weight")  # kernels with a tile of similarities
@@ -89,6 +92,8 @@ def test_every_kernel(monkeypatch):
     assert seen >= {*PRODUCTS, "product", "values", "gather"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("only", ["top_k", "list", "sample", "bins"])
 @pytest.mark.parametrize(
     ("target", "dtype"),
     [
@@ -96,14 +101,15 @@ def test_every_kernel(monkeypatch):
         ("sm_100", torch.float16),
         ("gfx942", torch.bfloat16),
         ("sm_90", torch.float32),
-        pytest.param("sm_120", torch.bfloat16, marks=pytest.mark.slow),
+        ("sm_120", torch.bfloat16),
     ],
     ids=lambda v: TYPES.get(v, v),
 )
-def test_other_targets(target, dtype, monkeypatch):
-    check(monkeypatch, target, dtype, similarity="euclidean", only=("top_k", "list", "sample", "bins"))
+def test_other_targets(target, dtype, only, monkeypatch):
+    check(monkeypatch, target, dtype, similarity="euclidean", only=(only,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "dtype"), [("sm_80", torch.float32), ("gfx942", torch.float64)], ids=lambda v: TYPES.get(v, v)
 )
@@ -111,11 +117,13 @@ def test_wide_numbers(target, dtype, monkeypatch):
     check(monkeypatch, target, dtype, only=("long", "list"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=TYPES.get)
 def test_the_largest_lists(dtype, monkeypatch):
     check(monkeypatch, "sm_90", dtype, k=64 if dtype.itemsize == 2 else 32, draws=32, only=("top_k", "sample"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "problem",
     [

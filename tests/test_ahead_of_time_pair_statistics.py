@@ -5,8 +5,9 @@ from __future__ import annotations
 import aot
 import pytest
 import torch
-from test_ahead_of_time import TYPES, Recorder, needs_triton
+from test_ahead_of_time import TYPES, Recorder, name, needs_triton
 
+pytestmark = pytest.mark.aot
 STATISTICS = {  # moments, extremes, transform
     "extremes": (False, True, "none"),
     "moments": (True, False, "none"),
@@ -90,23 +91,29 @@ def check(monkeypatch, target, dtype, only=(), **problem):
     assert set(only) <= seen
 
 
+DTYPES = (torch.bfloat16, torch.float32)
 HEAVY = {"similarity": "euclidean", "window": True, "ids": True, "labels": torch.int64}
 
 
+def every_day(target, dtype):
+    return target == "sm_90" and dtype == torch.bfloat16
+
+
 @needs_triton
-@pytest.mark.parametrize("target", aot.TARGETS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=TYPES.get)
+@pytest.mark.parametrize(("target", "dtype"), aot.cases(aot.TARGETS, DTYPES, everyday=every_day), ids=name)
 def test_every_target(target, dtype, monkeypatch):
     check(monkeypatch, target, dtype, asked="both", similarity="euclidean")
     check(monkeypatch, target, dtype, asked="linear", similarity="euclidean", backward=True)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_float64(monkeypatch):
     check(monkeypatch, "sm_90", torch.float64, asked="both", similarity="euclidean")
     check(monkeypatch, "sm_90", torch.float64, asked="linear", similarity="euclidean", backward=True)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("asked", ["both", "softplus"])
 def test_the_most_numbers_on_sm_100(asked, monkeypatch):
@@ -115,6 +122,7 @@ def test_the_most_numbers_on_sm_100(asked, monkeypatch):
     check(monkeypatch, "sm_100", torch.float16, ("gradient",), asked=asked, backward=True, columns=True, **HEAVY)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("asked", STATISTICS)
 def test_every_statistic_on_sm_90(asked, monkeypatch):
@@ -125,6 +133,7 @@ def test_every_statistic_on_sm_90(asked, monkeypatch):
     check(monkeypatch, "sm_90", torch.bfloat16, backward, asked=asked, backward=True, m=None, ids=True)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("problem", [{"n": 1, "d": 64}, {"d": 500}, {"d": 2048}, {"select": "positive", "m": None}])
 def test_other_sizes(problem, monkeypatch):

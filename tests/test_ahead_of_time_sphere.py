@@ -12,7 +12,10 @@ TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", t
 ROWS = [f"{name}_ptr" for name in ("grad", "x", "y", "v", "h", "block", "out", "dx", "dy", "dv", "dh", "dblock")]
 NUMBERS = [f"{name}_ptr" for name in ("t", "dt", "alpha", "dalpha", "scale", "dscale")]
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+]
 
 
 def resources(target, name, dtype, dim, kind=None):
@@ -64,7 +67,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("target", aot.TARGETS)
+@pytest.mark.parametrize("target", aot.cases(aot.TARGETS, everyday=lambda target: target == "sm_90"))
 def test_rows_of_512(target):
     for name, kind in SMALL:
         found = resources(target, name, torch.bfloat16, 512, kind)
@@ -85,14 +88,26 @@ def test_rows_of_512(target):
             assert blocks * warps >= (15 if name == "residual_backward" else 16), aot.table([found])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=TYPES.get)
-def test_every_backward(dtype):
-    """The heaviest kernels, where a row takes most registers, takes a loop, and is short."""
+# Where a row takes most registers, takes a loop, and is short.
+HEAVY = [
+    (dtype, dim) for dtype in (torch.float32, torch.float64) for dim in (3, 511, 4096 * 4 // dtype.itemsize, 65536)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "dim"), HEAVY)
+def test_every_backward(dtype, dim):
     for name, kind in (("points_backward", "slerp"), ("residual_backward", None)):
-        for dim in (3, 511, 4096 if dtype == torch.float32 else 2048, 65536):
-            check(resources("sm_90", name, dtype, dim, kind))
+        check(resources("sm_90", name, dtype, dim, kind))
 
 
+def test_the_wide_kernels():
+    for name, kind in SMALL:
+        if name != "segment_sum":  # which has one kernel for all widths
+            check(resources("sm_90", name, torch.bfloat16, 65536, kind))
+
+
+@pytest.mark.slow
 def test_the_other_kinds():
     kinds = [("points", "angle"), ("points_backward", "log"), ("vectors", "retract"), ("vectors_backward", "retract")]
     for name, kind in kinds:
