@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,18 @@ import torch
 from support import REPORT, ROOT
 
 sys.path.insert(0, str(ROOT))  # bench/ and examples/ are tested from the checkout
+os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))  # by the hash of the source
+# A process that a worker of pytest-xdist starts is no worker: pytest-benchmark would measure nothing in one.
+for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_WORKER")]:
+    del os.environ[name]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_ignore_collect(collection_path):
+    """Triton's interpreter is chosen for a whole process, before Triton is imported."""
+    if collection_path.suffix == ".py" and collection_path.is_file():
+        return ("pytest.mark.interpreter" in collection_path.read_text()) != INTERPRETED or None
+    return None
 
 
 def pytest_addoption(parser):
@@ -15,13 +28,22 @@ def pytest_addoption(parser):
 
 
 def pytest_sessionfinish(session):
-    file = session.config.option.compiled
-    if file:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput |= {"report": REPORT, "compiled": aot.FOUND}
+    elif file := session.config.option.compiled:
         file.parent.mkdir(parents=True, exist_ok=True)
         kernels = sorted(aot.FOUND, key=lambda entry: [str(value) for value in entry.values()])
         command = "python -m pytest tests/test_ahead_of_time*.py --compiled " + str(file)
         lines = ",\n".join("  " + json.dumps(entry) for entry in kernels)
         file.write_text(f'{{"command": {json.dumps(command)},\n "kernels": [\n{lines}\n]}}\n')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker of pytest-xdist hands over what it found."""
+    found = getattr(node, "workeroutput", {})
+    REPORT.extend(found.get("report", []))
+    aot.FOUND.extend(entry for entry in found.get("compiled", []) if entry not in aot.FOUND)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -49,9 +71,8 @@ def poisoned_memory():
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
-    for item in items:
-        if item.get_closest_marker("gpu"):  # a keyword could be the name of a folder
-            item.add_marker(skip)
+    for item in items:  # a keyword could be the name of a folder
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("interpreter") and not INTERPRETED:
+            item.add_marker(pytest.mark.skip(reason="needs TRITON_INTERPRET=1"))

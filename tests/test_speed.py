@@ -13,9 +13,12 @@ import torch.nn.functional as F
 import hyperkernels as hk
 from hyperkernels import _backend
 
-pytestmark = pytest.mark.skipif(
-    _backend.choose("margin_softmax", "cpu").backend != "cpp", reason="the C++ kernels are not built"
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        _backend.choose("margin_softmax", "cpu").backend != "cpp", reason="the C++ kernels are not built"
+    ),
+]
 
 ROUNDS, FEWEST = 60, 5
 

@@ -4,7 +4,7 @@ import forced_compile_cases as cases
 import pytest
 
 # numpy reports what the kernels let happen on purpose: an empty row over its norm.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = [pytest.mark.interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]
 
 
 @pytest.mark.parametrize("family", cases.FUNCTIONS)

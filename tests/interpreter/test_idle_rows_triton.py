@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from test_margin_softmax_triton import IGNORED, Problem, check, pytestmark  # noqa: F401
+from test_margin_softmax_triton import IGNORED, Problem, check, pytestmark
+
+pytestmark = [pytest.mark.interpreter, *pytestmark]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ PARAMETERS = {
 NAMES = op.RowStatistics._fields
 
 pytestmark = [
+    pytest.mark.interpreter,
     pytest.mark.usefixtures("poisoned_memory"),
     # numpy reports what the kernels let happen on purpose: overflow on the way to float16, NaN past the edges.
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),

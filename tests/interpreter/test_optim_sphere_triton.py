@@ -9,7 +9,7 @@ import hyperkernels as hk
 from hyperkernels.optim import triton_sphere
 
 TRITON = {kind: getattr(triton_sphere, f"sphere_{kind}_") for kind in ("sgd", "adam")}
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = [pytest.mark.interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]
 
 
 @pytest.mark.parametrize(("kind", "name"), cases.CASES)

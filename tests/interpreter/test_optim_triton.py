@@ -11,7 +11,7 @@ import hyperkernels as hk
 from hyperkernels.optim import triton_kernels
 
 TRITON = {kind: getattr(triton_kernels, f"{kind}_rows_") for kind in ("sgd", "adamw")}
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = [pytest.mark.interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]
 
 
 @pytest.mark.parametrize(("kind", "options"), cases.CASES)

@@ -15,6 +15,7 @@ import hyperkernels as hk
 from hyperkernels.pair_mining import reference, selections, triton_kernels, triton_product, triton_samples, triton_top_k
 
 pytestmark = [
+    pytest.mark.interpreter,
     pytest.mark.usefixtures("poisoned_memory", "tiles"),
     # numpy reports what the kernels let happen on purpose: NaN, and infinite numbers that do not count.
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),

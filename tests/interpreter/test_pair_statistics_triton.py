@@ -20,6 +20,7 @@ SELECTS = ("positive", "negative", "all")
 SIMILARITIES = ("dot", "euclidean", "squared_euclidean")
 
 pytestmark = [
+    pytest.mark.interpreter,
     pytest.mark.usefixtures("poisoned_memory"),
     # numpy reports what the kernels let happen on purpose: log 0, NaN and infinities past the edges.
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),

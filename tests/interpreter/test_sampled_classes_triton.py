@@ -5,10 +5,12 @@ Rows of the weight that are not sampled hold NaN: nothing may read them.
 
 import pytest
 import torch
-from test_margin_softmax_triton import KINDS, TOLERANCE, Problem, check, pytestmark  # noqa: F401
+from test_margin_softmax_triton import KINDS, TOLERANCE, Problem, check, pytestmark
 
 import hyperkernels as hk
 from hyperkernels.margin_softmax import op, reference, triton_kernels
+
+pytestmark = [pytest.mark.interpreter, *pytestmark]
 
 
 def sample(problem, more=37):

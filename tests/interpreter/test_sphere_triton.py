@@ -14,6 +14,7 @@ from hyperkernels.sphere import triton_kernels, triton_rows
 DTYPES = (torch.float32, torch.float16, torch.float64)
 
 pytestmark = [
+    pytest.mark.interpreter,
     pytest.mark.usefixtures("poisoned_memory"),
     # numpy reports what the kernels let happen on purpose: overflow on the way to float16, NaN of a NaN row.
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),

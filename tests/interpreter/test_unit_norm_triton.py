@@ -15,6 +15,7 @@ DTYPES = (torch.float32, torch.float16, torch.float64)
 KERNELS = cases.Kernels(triton_kernels.unit_norm, triton_kernels.unit_norm_backward, triton_kernels.unit_norm_)
 
 pytestmark = [
+    pytest.mark.interpreter,
     pytest.mark.usefixtures("poisoned_memory"),
     # numpy reports what the kernels let happen on purpose: 0 * inf, overflow on the way to float16.
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
