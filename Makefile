@@ -1,5 +1,6 @@
 # make demo   train a recogniser on rendered glyphs and report how good it got
-# make test   every test that this machine can run, but for those of make test-rest: what takes minutes, faults and kills
+# make test   every op on every backend that this machine has, every head, loss, miner and example, and the distributed path
+# make test-rest   the other tests: all compilations for GPUs, all mutants, sweeps, kills and full disks
 # make fuzz BUDGET=300   hostile calls of every op for so many seconds
 # make sanitize-cpu      the tests of the ops and the fuzz with the C++ kernels under the address and UB sanitizers
 # make lint | bench | clean
@@ -23,11 +24,17 @@ CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -
 demo: $(VENV)/built
 	$(RUN) -m examples.train_recognizer
 
+# docs/develop/testing.md has the markers. What measures time runs when nothing else does.
+PYTEST := OMP_WAIT_POLICY=passive $(RUN) -m pytest
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
 test: $(VENV)/built
-	$(RUN) -m pytest -m "not slow"
+	$(PYTEST) $(WORKERS) -m "not (slow or gpu or rehearsal or interpreter or alone)"
+	TRITON_INTERPRET=1 $(PYTEST) $(WORKERS) -m "interpreter and not slow"
+	$(PYTEST) -m "alone and not slow" tests/test_speed.py
 
 test-rest: $(VENV)/built
-	$(RUN) -m pytest -m slow
+	$(PYTEST) $(WORKERS) -m "slow and not (gpu or rehearsal or interpreter)"
+	TRITON_INTERPRET=1 $(PYTEST) $(WORKERS) -m "interpreter and slow"
 
 fuzz: $(VENV)/built
 	$(RUN) -m tests.fuzz --budget $(or $(BUDGET),300)

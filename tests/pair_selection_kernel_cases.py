@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import torch
 from hypothesis import strategies as st
-from support import ROOT
 
 from hyperkernels.pair_mining import reference, selections
 from hyperkernels.pair_mining.op import Tile
@@ -120,14 +115,6 @@ def everything(problem, tile, k=3):
         selections.sample(problem, 5, 7, weights, 3.0, 0.5, 2.0, tile),
         *selections.binned(problem, *edges, tile),
     ]
-
-
-def assert_passes_at(capability, file, names):
-    """The tests of those names with the kernels of a lower instruction set."""
-    environment = os.environ | {"HYPERKERNELS_CPU_CAPABILITY": capability}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", names]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def check_rows_that_are_not_finite(problem, edges, poison, backward, tile=(8, 16)):

@@ -103,6 +103,7 @@ def test_the_command_writes_rows_and_pictures(tmp_path):
     assert "time / hyperkernels" in done.stdout
 
 
+@pytest.mark.slow
 def test_each_case_is_named_before_it_is_measured():
     command = [sys.executable, "-m", "bench", "unit_norm", "--quick", "-k", "forward"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -12,7 +12,7 @@ import torch
 
 import hyperkernels as hk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 
 def elsewhere(function, *arguments):

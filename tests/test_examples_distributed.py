@@ -26,9 +26,12 @@ PEOPLE = 25
 OPTIONS = ["--size", "16", "--epochs", "3", "--batch", str(BATCH), "--rate", "0.05", "--head-rate", "20"]
 OPTIONS += ["--embedding", "32", "--holdout", "0.2", "--head", "fused" if HAS_KERNELS else "reference"]
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="needs gloo"
-)
+pytestmark = [
+    pytest.mark.ranks,
+    pytest.mark.skipif(
+        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="needs gloo"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +159,7 @@ def test_a_stopped_run_goes_on(people, straight, stopped):
     assert again.rank1_template == found["trained"]["rank1_template"]
 
 
+@pytest.mark.slow
 def test_sampled_classes(people, tmp_path):
     """A batch holds fewer classes than a step takes, of either rank."""
     more = ("--sample-rate", "0.8", "--margin", "cosface")

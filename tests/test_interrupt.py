@@ -42,6 +42,7 @@ for name, call in calls.items():
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_long_op():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,8 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 3])
 def test_ranks_agree_with_one_process(world_size):
     launch(world_size, CHECKS)
 

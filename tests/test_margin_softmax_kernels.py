@@ -1,9 +1,6 @@
 """The C++ kernels of class_statistics, at the level of the op, against the reference and its autograd in float64."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +8,7 @@ from accuracy import assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from margin_softmax_kernel_cases import PARAMETERS, by_kernel, by_reference, gradients_of, kernel_backward, make
-from support import ROOT
+from support import LOWER_CAPABILITIES, assert_passes_at
 
 from hyperkernels.margin_softmax import op, reference
 from hyperkernels.margin_softmax.negatives import SUMS, Negatives
@@ -264,13 +261,9 @@ def test_rows_that_are_not_finite(dtype, poison):
         assert torch.equal(a[others], b[others])
 
 
-@pytest.mark.parametrize("capability", ["avx2", "baseline"])
+@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
 def test_lower_instruction_sets(capability):
-    names = "test_accuracy or lower_precision or equal_bits"
-    environment = os.environ | {"HYPERKERNELS_CPU_CAPABILITY": capability}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", names]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert_passes_at(capability, __file__, "test_accuracy or lower_precision or equal_bits")
 
 
 def test_errors():

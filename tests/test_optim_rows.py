@@ -1,16 +1,13 @@
 """SGD and AdamW by rows: against torch.optim on dense gradients, against a loop over single numbers on sparse ones."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 
 import optim_cases as cases
 import pytest
 import torch
 from accuracy import assert_as_accurate
-from support import ROOT
+from support import LOWER_CAPABILITIES, assert_passes_at
 
 import hyperkernels as hk
 from hyperkernels.optim import reference
@@ -90,13 +87,9 @@ def test_the_last_step(kind, options, functions):
     cases.check_last_step(functions, kind, cases.problem(kind, 6, 5), cases.OPTIONS[kind][options])
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
+@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
 def test_every_instruction_set_is_right(capability):
-    """In processes of their own: the set is chosen once."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "against_the_loop", __file__]
-    environment = {**os.environ, "HYPERKERNELS_CPU_CAPABILITY": capability}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_passes_at(capability, __file__, "against_the_loop")
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

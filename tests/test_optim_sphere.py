@@ -1,14 +1,11 @@
 """Optimisers on the sphere: the kernels against loops by hand, the optimisers against geoopt's."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import sphere_optim_cases as cases
 import torch
-from support import ROOT
+from support import LOWER_CAPABILITIES, assert_passes_at
 
 import hyperkernels as hk
 from hyperkernels.optim import reference
@@ -140,13 +137,9 @@ def test_steps_of_any_length(kind):
     torch.testing.assert_close(found.points[0].double(), right.points[0], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
+@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
 def test_every_instruction_set_is_right(capability):
-    """In processes of their own: the set is chosen once."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "against_the_loop", __file__]
-    environment = {**os.environ, "HYPERKERNELS_CPU_CAPABILITY": capability}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_passes_at(capability, __file__, "against_the_loop")
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])

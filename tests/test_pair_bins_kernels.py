@@ -11,13 +11,13 @@ from pair_selection_kernel_cases import (
     SIMILARITIES,
     TILES,
     assert_equal,
-    assert_passes_at,
     check_rows_that_are_not_finite,
     everything,
     make,
     make_edges,
     to,
 )
+from support import LOWER_CAPABILITIES, assert_passes_at
 
 from hyperkernels.pair_mining import reference, selections
 from hyperkernels.pair_mining.op import Tile
@@ -143,7 +143,7 @@ def test_distances_of_nan():
     assert selections.values(*problem[:2], rows, rows, "euclidean").isnan().nonzero().flatten().tolist() == [3, 5]
 
 
-@pytest.mark.parametrize("capability", ["avx2", "baseline"])
+@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
 def test_lower_instruction_sets(capability):
     assert_passes_at(capability, __file__, "accuracy or equal_bits or nan")
 

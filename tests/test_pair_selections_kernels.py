@@ -12,12 +12,12 @@ from pair_selection_kernel_cases import (
     SIMILARITIES,
     TILES,
     assert_equal,
-    assert_passes_at,
     everything,
     make,
     make_edges,
     to,
 )
+from support import LOWER_CAPABILITIES, assert_passes_at
 
 from hyperkernels.pair_mining import reference, selections
 from hyperkernels.pair_mining.op import Tile
@@ -194,7 +194,7 @@ def test_every_element_is_written(dtype):
                 assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("capability", ["avx2", "baseline"])
+@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
 def test_lower_instruction_sets(capability):
     assert_passes_at(capability, __file__, "any_tile or lower_precision or nan or ties")
 

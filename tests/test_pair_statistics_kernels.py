@@ -1,16 +1,12 @@
 """The C++ kernels of pair_statistics, at the level of the op, against the reference and its autograd in float64."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from accuracy import assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pair_cases import arguments_of, by_kernel, by_reference, fixed_gradients, make, names
-from support import ROOT
+from support import LOWER_CAPABILITIES, assert_passes_at
 
 from hyperkernels.pair_mining import op
 from hyperkernels.pair_mining.op import Tile
@@ -288,15 +284,11 @@ def test_inputs_that_are_not_contiguous():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("capability", ["avx2", "baseline"])
+@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
 def test_lower_instruction_sets(capability):
-    environment = os.environ | {"HYPERKERNELS_CPU_CAPABILITY": capability}
     # Without fused multiply-add the softplus of a distance rounds to up to four times PyTorch's error.
     accuracy = "test_accuracy" if capability != "baseline" else "(test_accuracy and not (euclidean and softplus))"
-    selected = f"{accuracy} or more_than_a_tile or equal_bits or ties"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", selected]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert_passes_at(capability, __file__, f"{accuracy} or more_than_a_tile or equal_bits or ties")
 
 
 def test_the_accumulator_is_that_of_the_reference():
