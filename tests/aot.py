@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import shutil
 import subprocess
@@ -10,8 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import pytest
 
 TARGETS = ("sm_90", "sm_80", "sm_100", "sm_120", "gfx942")
 # Bytes of shared memory that one block can have.
@@ -43,11 +40,6 @@ class Resources(NamedTuple):
     stack: int
     shared: int
     text: str  # PTX, AMD assembly, or SASS
-
-
-def cases(*axes: Iterable[Any], everyday: Callable[..., bool]) -> list[Any]:
-    """All combinations as parameters of a test: of which `make test` takes those that `everyday` chooses."""
-    return [pytest.param(*case, marks=() if everyday(*case) else pytest.mark.slow) for case in itertools.product(*axes)]
 
 
 def architecture(target: str) -> Callable[[Any], str]:

@@ -1,11 +1,14 @@
 """What several test files share."""
 
 import contextlib
+import itertools
 import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +22,15 @@ def report(line: str) -> None:
     REPORT.append(line)
 
 
-LOWER_CAPABILITIES = ["baseline", pytest.param("avx2", marks=pytest.mark.slow)]
+def combinations(*axes: Iterable[Any], everyday: Callable[..., bool]) -> list[Any]:
+    """All combinations as parameters of a test: `make test` takes those that `everyday` chooses."""
+    return [
+        pytest.param(*values, marks=() if everyday(*values) else pytest.mark.slow)
+        for values in itertools.product(*axes)
+    ]
+
+
+LOWER_CAPABILITIES = combinations(["baseline", "avx2"], everyday=lambda capability: capability == "baseline")
 
 
 def assert_passes_at(capability: str, file: str, names: str) -> None:

@@ -11,7 +11,7 @@ import re
 import aot
 import pytest
 import torch
-from support import ROOT
+from support import ROOT, combinations
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -61,7 +61,7 @@ def unit_norm_case_is_of_every_day(target, dtype, dim):
 
 # float16 and float64 differ from their neighbours in a conversion and in width: the full table is for sm_90.
 UNIT_NORM_CASES = [
-    case for case in aot.cases(aot.TARGETS, TYPES, UNIT_NORM_WIDTHS, everyday=unit_norm_case_is_of_every_day)
+    case for case in combinations(aot.TARGETS, TYPES, UNIT_NORM_WIDTHS, everyday=unit_norm_case_is_of_every_day)
     if case.values[0] == "sm_90" or case.values[1] in (torch.float32, torch.bfloat16)
     or case.values[2] in (3, 512, 8192, 65536)
 ]  # fmt: skip
@@ -85,7 +85,9 @@ def test_unit_norm_in_triton(target, dtype, dim):
 
 @needs_triton
 @needs_nvcc
-@pytest.mark.parametrize("target", aot.cases(("sm_90", "sm_80", "sm_100", "sm_120"), everyday=lambda t: t == "sm_90"))
+@pytest.mark.parametrize(
+    "target", combinations(("sm_90", "sm_80", "sm_100", "sm_120"), everyday=lambda t: t == "sm_90")
+)
 def test_unit_norm_in_cuda(target):
     found = aot.compile_cuda(ROOT / "csrc/unit_norm/cuda.cu", [target])
     print(aot.table(found))
@@ -229,7 +231,7 @@ def every_day(target, case):
 
 
 @needs_triton
-@pytest.mark.parametrize(("target", "case"), aot.cases(aot.TARGETS, PLAIN, everyday=every_day), ids=name)
+@pytest.mark.parametrize(("target", "case"), combinations(aot.TARGETS, PLAIN, everyday=every_day), ids=name)
 def test_margin_softmax_in_triton(target, case, monkeypatch):
     dtype, problem = case
     only = TILED if problem else ALL if dtype == torch.bfloat16 else ("forward", "weight")

@@ -6,6 +6,7 @@ import re
 import aot
 import pytest
 import torch
+from support import combinations
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -58,7 +59,7 @@ def name(value):
     return TYPES.get(value, value)
 
 
-@pytest.mark.parametrize(("target", "dtype"), aot.cases(aot.TARGETS, TYPES, everyday=every_day), ids=name)
+@pytest.mark.parametrize(("target", "dtype"), combinations(aot.TARGETS, TYPES, everyday=every_day), ids=name)
 def test_optim_in_triton(target, dtype):
     from hyperkernels.optim import triton_kernels as family
 
@@ -69,7 +70,7 @@ def test_optim_in_triton(target, dtype):
 
 
 OTHERS = [("sm_80", torch.bfloat16), ("sm_100", torch.float16), ("gfx942", torch.float32), ("gfx942", torch.float64)]
-ON_THE_SPHERE = aot.cases(["sm_90"], TYPES, everyday=every_day)
+ON_THE_SPHERE = combinations(["sm_90"], TYPES, everyday=every_day)
 ON_THE_SPHERE += [pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import aot
 import pytest
 import torch
+from support import combinations
 from test_ahead_of_time import TYPES, Recorder, name, needs_triton
 
 pytestmark = pytest.mark.aot
@@ -100,7 +101,7 @@ def every_day(target, dtype):
 
 
 @needs_triton
-@pytest.mark.parametrize(("target", "dtype"), aot.cases(aot.TARGETS, DTYPES, everyday=every_day), ids=name)
+@pytest.mark.parametrize(("target", "dtype"), combinations(aot.TARGETS, DTYPES, everyday=every_day), ids=name)
 def test_every_target(target, dtype, monkeypatch):
     check(monkeypatch, target, dtype, asked="both", similarity="euclidean")
     check(monkeypatch, target, dtype, asked="linear", similarity="euclidean", backward=True)

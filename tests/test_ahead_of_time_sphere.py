@@ -6,6 +6,7 @@ import re
 import aot
 import pytest
 import torch
+from support import combinations
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # What has one kind of element and what has the accumulator's.
@@ -67,7 +68,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("target", aot.cases(aot.TARGETS, everyday=lambda target: target == "sm_90"))
+@pytest.mark.parametrize("target", combinations(aot.TARGETS, everyday=lambda target: target == "sm_90"))
 def test_rows_of_512(target):
     for name, kind in SMALL:
         found = resources(target, name, torch.bfloat16, 512, kind)

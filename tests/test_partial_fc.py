@@ -43,7 +43,8 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_agree_with_one_process(saved, tmp_path, world_size):
     resumes = {f"resume {run}": partial(resumed.check_resume, *run, saved) for run in RUNS}
     others = {
@@ -65,10 +66,12 @@ def check_the_killed_run_goes_on(folder):
         hk.distributed.save(folder / "step-4", model)
 
 
+@pytest.mark.ranks
 def test_wrapped():
     launch(2, {name: check for name, check in vars(wrapping).items() if name.startswith("check_")})
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_resume_on_one_process(saved, run):
     resumed.check_resume(*run, saved)

@@ -11,8 +11,8 @@ pytestmark = [pytest.mark.interpreter, *pytestmark]
     ("kind", "dtype", "sub_centers"),
     [
         ("cosine", torch.float32, 2),
-        ("quadratic", torch.float64, 1),
-        ("sphereface2", torch.float32, 1),
+        pytest.param("quadratic", torch.float64, 1, marks=pytest.mark.slow),
+        pytest.param("sphereface2", torch.float32, 1, marks=pytest.mark.slow),
         ("cosine", torch.float16, 1),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from pair_selection_kernel_cases import check_rows_that_are_not_finite, make, make_edges
+from support import combinations
 
 import hyperkernels as hk
 from hyperkernels.pair_mining import reference, selections, triton_kernels, triton_product, triton_samples, triton_top_k
@@ -54,7 +55,11 @@ def kinds():
 KINDS = list(kinds())
 
 
-@pytest.mark.parametrize("turn", range(len(KINDS)), ids=lambda i: "-".join(map(str, KINDS[i].values())))
+# Every other one has each selection, similarity, kind of labels and dtype in it, with ids and bounds and without.
+TURNS = combinations(range(len(KINDS)), everyday=lambda turn: turn % 2 == 1)
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=lambda i: "-".join(map(str, KINDS[i].values())))
 def test_exact(turn):
     """On small numbers of halves all of it equals the reference bit by bit, ties and bounds included."""
     problem = cases.make(18, 35, 4, DTYPES[turn % 3], exact=True, **KINDS[turn])
@@ -63,7 +68,7 @@ def test_exact(turn):
     cases.check_bins(problem, 3, True, gradients=False)
 
 
-@pytest.mark.parametrize(("turn", "splits"), [(0, 2), (1, 1), (2, 100)])
+@pytest.mark.parametrize(("turn", "splits"), [(0, 2), pytest.param(1, 1, marks=pytest.mark.slow), (2, 100)])
 def test_random(turn, splits, split):
     split(splits)
     similarity, dtype = cases.SIMILARITIES[turn], DTYPES[(turn + splits) % 3]
@@ -92,7 +97,14 @@ def test_empty_and_tiny(shape):
 
 @pytest.mark.parametrize(
     ("k", "splits", "dtype"),
-    [(1, 1, 0), (3, 100, 1), (32, 2, 1), (64, 100, 2), (65, 1, 1), (130, 2, 0)],
+    [
+        (1, 1, 0),
+        (3, 100, 1),
+        pytest.param(32, 2, 1, marks=pytest.mark.slow),
+        (64, 100, 2),
+        pytest.param(65, 1, 1, marks=pytest.mark.slow),
+        (130, 2, 0),
+    ],
 )
 def test_every_k(k, splits, dtype, split, monkeypatch):
     """Lists in registers, and past them chunks of columns; far more ties than places."""
@@ -140,7 +152,7 @@ def test_bin_gradients_in_chunks(monkeypatch):
             cases.check_bins(problem._replace(id=ids[:20], ref_id=ids[:20] if own else ids), 3, False)
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", combinations([False, True], everyday=lambda own: not own))
 @pytest.mark.parametrize("similarity", cases.SIMILARITIES)
 def test_bin_gradients_of_rows_that_are_not_finite(similarity, own):
     problem = make(n=20, m=30, select="negative", similarity=similarity, self_pairs=own)
@@ -197,7 +209,12 @@ def test_random_numbers(seed):
 
 
 @pytest.mark.parametrize(
-    ("draws", "temperature", "dtype"), [(1, 1.0, torch.float64), (6, 0.5, torch.float32), (37, 2.0, torch.float32)]
+    ("draws", "temperature", "dtype"),
+    [
+        (1, 1.0, torch.float64),
+        (6, 0.5, torch.float32),
+        pytest.param(37, 2.0, torch.float32, marks=pytest.mark.slow),
+    ],
 )
 def test_draws(draws, temperature, dtype):
     cases.check_sample(cases.make(19, 40, 8, dtype, "negative"), draws, -3, "exponential", 5.0, 0.0, temperature)

@@ -5,6 +5,7 @@ Rows of the weight that are not sampled hold NaN: nothing may read them.
 
 import pytest
 import torch
+from support import combinations
 from test_margin_softmax_triton import KINDS, TOLERANCE, Problem, check, pytestmark
 
 import hyperkernels as hk
@@ -40,12 +41,12 @@ def check_sampled(problem, block=32):
     assert all(torch.equal(mine, other) for mine, other in zip(found, gradients, strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", combinations(KINDS, everyday=lambda kind: kind == "quadratic"))
 def test_kinds(kind):
     check_sampled(Problem(9, 50, 20, torch.float32, kind, per_class=True))
 
 
-@pytest.mark.parametrize("sub_centers", [1, 3])
+@pytest.mark.parametrize("sub_centers", combinations([1, 3], everyday=lambda k: k == 1))
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_dtypes_and_sub_centers(dtype, sub_centers):
     check_sampled(Problem(9, 41, 24, dtype, sub_centers=sub_centers), 16)
@@ -56,18 +57,21 @@ def test_flags(normalize_weight):
     check_sampled(Problem(7, 40, 24, normalize_weight=normalize_weight))
 
 
-@pytest.mark.parametrize(("n", "c", "d"), [(1, 1, 1), (3, 1, 5), (33, 65, 3), (130, 20, 8), (9, 70, 300)])
-def test_ragged(n, c, d):
-    check_sampled(Problem(n, c, d))
+SHAPES = [(1, 1, 1), (3, 1, 5), (33, 65, 3), (130, 20, 8), (9, 70, 300)]
 
 
-@pytest.mark.parametrize("sub_centers", [1, 2])
+@pytest.mark.parametrize("shape", combinations(SHAPES, everyday=lambda shape: max(shape) < 100))
+def test_ragged(shape):
+    check_sampled(Problem(*shape))
+
+
+@pytest.mark.parametrize("sub_centers", combinations([1, 2], everyday=lambda k: k == 2))
 def test_chunks_of_classes(sub_centers, monkeypatch):
     monkeypatch.setattr(triton_kernels, "WORKSPACE", 9 * 16 * 16 * 4 * sub_centers)
     check_sampled(Problem(9, 150, 20, per_class=True, sub_centers=sub_centers), 16)
 
 
-@pytest.mark.parametrize(("n", "sub_centers"), [(9, 2), (130, 1)])
+@pytest.mark.parametrize(("n", "sub_centers"), [(9, 2), pytest.param(130, 1, marks=pytest.mark.slow)])
 def test_skipped_tiles(n, sub_centers):
     problem = Problem(n, 90, 16, sub_centers=sub_centers)
     problem.target[problem.target >= 64] -= 64  # the last tiles hold no target
