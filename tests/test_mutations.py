@@ -60,7 +60,7 @@ def test_a_mutant_is_caught(mutant, tmp_path):
     check("margin_softmax", mutant, CHOSEN, tmp_path)
 
 
-@pytest.mark.parametrize(("error", "caught"), [("AssertionError", True), ("TypeError", False), ("NameError", False)])
+@pytest.mark.parametrize(("error", "caught"), [("AssertionError", True), ("TypeError", False)])
 def test_a_mutant_that_cannot_run_is_not_caught(error, caught, tmp_path):
     """Only an assertion counts."""
     (tmp_path / "mutant_plugin.py").write_text(PLUGIN)
