@@ -57,12 +57,13 @@ def test_flags(normalize_weight):
     check_sampled(Problem(7, 40, 24, normalize_weight=normalize_weight))
 
 
-SHAPES = [(1, 1, 1), (3, 1, 5), (33, 65, 3), (130, 20, 8), (9, 70, 300)]
+SHAPES = [(1, 1, 1), (3, 1, 5), (33, 65, 3)]
+SHAPES += [pytest.param(*shape, marks=pytest.mark.slow) for shape in ((130, 20, 8), (9, 70, 300))]
 
 
-@pytest.mark.parametrize("shape", combinations(SHAPES, everyday=lambda shape: max(shape) < 100))
-def test_ragged(shape):
-    check_sampled(Problem(*shape))
+@pytest.mark.parametrize(("n", "c", "d"), SHAPES)
+def test_ragged(n, c, d):
+    check_sampled(Problem(n, c, d))
 
 
 @pytest.mark.parametrize("sub_centers", combinations([1, 2], everyday=lambda k: k == 2))
