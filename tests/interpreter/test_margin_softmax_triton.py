@@ -242,7 +242,7 @@ def test_all_rows_ignored_and_no_rows():
     assert all((g == 0).all() for g in empty.gradients(empty.kernels()))
 
 
-@pytest.mark.parametrize(("n", "sub_centers"), [(9, 2), (130, 1)])
+@pytest.mark.parametrize(("n", "sub_centers"), [(9, 2), pytest.param(130, 1, marks=pytest.mark.slow)])
 def test_skipped_tiles(n, sub_centers):
     """The gradient is that of the tiles that count: those kept by the plan and those that hold a target."""
     block, c = 16, 90
@@ -292,7 +292,7 @@ def test_only_what_is_needed():
         torch.testing.assert_close(alone, right, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["angle", "sphereface2"])
+@pytest.mark.parametrize("kind", ["angle", pytest.param("sphereface2", marks=pytest.mark.slow)])
 def test_gradients_in_float64(kind):
     """The slopes of the kinds that hold no factor constant are those of their values."""
     problem = Problem(2, 14, 4, torch.float64, kind, special=False)

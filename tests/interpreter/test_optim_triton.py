@@ -6,6 +6,7 @@ import copy
 import optim_cases as cases
 import pytest
 import torch
+from support import combinations
 
 import hyperkernels as hk
 from hyperkernels.optim import triton_kernels
@@ -81,7 +82,10 @@ def test_what_does_not_fit_is_refused(kind):
         TRITON[kind](*cases.arguments(kind, p, options, lr=0.1, found_inf=torch.zeros(2)))
 
 
-@pytest.mark.parametrize("options", [{}, {"sub_centers": 2, "bias": True, "class_scale": True}, {"skip_budget": 0.3}])
+HEADS = [{}, {"sub_centers": 2, "bias": True, "class_scale": True}, {"skip_budget": 0.3}]
+
+
+@pytest.mark.parametrize("options", combinations(HEADS, everyday=lambda options: not options))
 def test_the_update_in_the_backward(options):
     """Rows of several groups of the skip plan, chunks of several tiles, and a target out of range, which stays NaN."""
     head = hk.nn.MarginSoftmax(8, 300, **options)

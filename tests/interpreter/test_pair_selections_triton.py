@@ -68,7 +68,9 @@ def test_exact(turn):
     cases.check_bins(problem, 3, True, gradients=False)
 
 
-@pytest.mark.parametrize(("turn", "splits"), [(0, 2), pytest.param(1, 1, marks=pytest.mark.slow), (2, 100)])
+@pytest.mark.parametrize(
+    ("turn", "splits"), [(0, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 1), (2, 100)))]
+)
 def test_random(turn, splits, split):
     split(splits)
     similarity, dtype = cases.SIMILARITIES[turn], DTYPES[(turn + splits) % 3]
@@ -225,6 +227,7 @@ def test_draws(draws, temperature, dtype):
     cases.check_sample(problem._replace(x=x, ref=ref), draws, 2**40 + 1, "distance", 8.0, 0.5, temperature)
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_the_tiles(monkeypatch):
     problem = cases.make(30, 70, 8, torch.float32, "negative", exact=True)
     drawn = []
