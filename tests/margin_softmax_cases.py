@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import op as family
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.margin_softmax import reference
+from hyperkernels.margin_softmax.problem import Options
 
 BACKENDS = ("cpp", "reference")
 MARGINS = (hk.margins.NormFace(), hk.margins.CosFace(0.35), hk.margins.ArcFace(0.5))
@@ -55,10 +56,10 @@ def op_arguments(
     **options,
 ):
     """All arguments of the dispatcher op, in order; ``scale`` is a number or [N]."""
-    dtype = family.accumulate_dtype(x.dtype)
+    dtype = accumulate_dtype(x.dtype)
     if not isinstance(scale, torch.Tensor):
         scale = torch.full((len(x),), float(scale), dtype=dtype)
-    constants = family.Options(**options)
+    constants = Options(**options)
     return (x, weight, target, scale, class_scale, bias, transform, classes, *constants, block, kept_blocks, 0.0, None)
 
 

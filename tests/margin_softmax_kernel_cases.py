@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.margin_softmax import op, reference
 from hyperkernels.margin_softmax.negatives import SUMS, Negatives, negatives
+from hyperkernels.margin_softmax.problem import Options
 
 PARAMETERS = {
     "cosine": {},
@@ -29,13 +31,13 @@ class Case:
     class_scale: torch.Tensor | None
     bias: torch.Tensor | None
     negatives: Negatives
-    options: op.Options
+    options: Options
     classes: torch.Tensor | None = None
     gradients: list[torch.Tensor] = field(default_factory=list)  # of neg_lse, target_cos, x_norm, neg_cos_sum
 
     def to(self, dtype: torch.dtype) -> Case:
         """The same numbers in another dtype."""
-        wide = op.accumulate_dtype(dtype)
+        wide = accumulate_dtype(dtype)
 
         def cast(tensor: torch.Tensor | None, to: torch.dtype) -> torch.Tensor | None:
             return None if tensor is None else tensor.detach().to(to)
@@ -92,7 +94,7 @@ def make(
         torch.rand(c, dtype=torch.float64).add(0.5) if class_scale and kind not in SUMS else None,
         torch.randn(c, dtype=torch.float64) if bias else None,
         negatives(kind, s, **values),
-        op.Options(kind, sub_centers, normalize_x, normalize_weight, eps, -100, -7 if absent else -100),
+        Options(kind, sub_centers, normalize_x, normalize_weight, eps, -100, -7 if absent else -100),
         None,
         [torch.randn(n, dtype=torch.float64) for _ in range(4)],
     )

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from hyperkernels import backend
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.pair_mining import op
-from hyperkernels.pair_mining.reference import Problem, Statistics, Transform, accumulate_dtype
+from hyperkernels.pair_mining.reference import Problem, Statistics, Transform
 
 DIFFERENTIABLE = ("sum", "sum_squares", "value")  # and d_scale of "linear"
 

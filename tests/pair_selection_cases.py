@@ -7,6 +7,7 @@ random numbers bounds and edges stand halfway between two similarities, so that 
 
 import torch
 
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.pair_mining import reference
 from hyperkernels.pair_mining.reference import Problem
 
@@ -55,7 +56,7 @@ def make(n, m, d, dtype=torch.float32, select="all", similarity="dot", labels="c
             low, high = (low + u[:, m // 5 + 1]) / 2, (high + u[:, m - 2 - m // 5]) / 2
         elif similarity == "euclidean":
             low, high = low + BESIDE, high + BESIDE
-        numbers = reference.accumulate_dtype(dtype)
+        numbers = accumulate_dtype(dtype)
         problem = problem._replace(lower=low.to(numbers), upper=high.to(numbers))
     return Problem(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in problem))
 
@@ -145,7 +146,7 @@ def edges_of(problem, most, exact=False):
     """(edges, offsets): up to `most` edges a row, some rows without any; exact data put them onto similarities."""
     u = wide(problem)
     n, m = u.shape
-    dtype = reference.accumulate_dtype(problem.x.dtype)
+    dtype = accumulate_dtype(problem.x.dtype)
     edges, beside = [], BESIDE if exact == "nearly" else 0
     for i in range(n):
         count = int(torch.randint(0, most + 1, (1,))) if m > 1 else 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.pair_mining import reference, selections
 from hyperkernels.pair_mining.op import Tile
-from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
+from hyperkernels.pair_mining.reference import Problem
 
 SIMILARITIES = ("dot", "euclidean", "squared_euclidean")
 SELECTS = ("positive", "negative", "all")

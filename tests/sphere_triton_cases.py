@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from accuracy import assert_as_accurate
+from launchers import launchers
 
-from hyperkernels.sphere import reference, triton_kernels
+from hyperkernels._dtypes import accumulate_dtype
+from hyperkernels.sphere import reference
 
 
 class Operation(NamedTuple):
@@ -41,7 +43,7 @@ def numbers(
     operation: Operation, rows: int, dim: int, dtype: torch.dtype, device: str = "cpu", scales: int = 1
 ) -> list:
     """Fresh numbers for the inputs that are not rows, None where there is none."""
-    accumulator = reference.accumulate_dtype(dtype)
+    accumulator = accumulate_dtype(dtype)
     new = {
         "t": lambda: torch.rand(rows, dtype=accumulator, device=device) * 1.5 - 0.25,
         "d": lambda: torch.rand(dim, dtype=accumulator, device=device),
@@ -66,13 +68,13 @@ def _arguments(operation: Operation, given: list) -> list:
 
 def forward(name: str, given: list) -> torch.Tensor:
     operation = OPERATIONS[name]
-    return getattr(triton_kernels, operation.name)(*_arguments(operation, given))
+    return getattr(launchers, operation.name)(*_arguments(operation, given))
 
 
 def backward(name: str, grad: torch.Tensor, given: list, needs: list[bool] | None = None) -> list[torch.Tensor]:
     operation = OPERATIONS[name]
     needs = [x is not None for x in given] if needs is None else needs
-    run = getattr(triton_kernels, f"{operation.name}_backward")
+    run = getattr(launchers, f"{operation.name}_backward")
     return list(run(grad, *_arguments(operation, given), *needs))
 
 
@@ -110,7 +112,7 @@ def check(name: str, given: list, *, grad_size: float = 1.0, groups: int = 1) ->
     directions leave undetermined. ``groups`` of rows, of sizes that differ, are compared apart.
     """
     x = given[0]
-    dtype, accumulator = x.dtype, reference.accumulate_dtype(x.dtype)
+    dtype, accumulator = x.dtype, accumulate_dtype(x.dtype)
     out = forward(name, given)
     grad = (torch.randn(out.shape, dtype=torch.float64, device=x.device) * grad_size).to(out.dtype)
     before = [None if a is None else a.clone() for a in given]
@@ -278,12 +280,12 @@ def check_segments(rows: int, dim: int, segments: int, dtype: torch.dtype, devic
     order = labels.argsort(stable=True)
     counts = torch.bincount(labels, minlength=segments)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    found = triton_kernels.segment_sum(x, labels, order, offsets)
+    found = launchers.segment_sum(x, labels, order, offsets)
     new = torch.zeros(segments, dim, dtype=torch.float64, device=device)
     truth = new.index_add(0, labels, x.double())
     peer = new.to(found.dtype).index_add(0, labels, x.to(found.dtype))
     assert_as_accurate(found.cpu(), peer.cpu(), truth.cpu(), magnitude=x.double().norm().item(), what="segment sums")
-    assert torch.equal(found, triton_kernels.segment_sum(x, labels, order, offsets))
+    assert torch.equal(found, launchers.segment_sum(x, labels, order, offsets))
 
 
 def check_far_doubles(dim: int, device: str = "cpu", names: Iterable[str] = tuple(OPERATIONS)) -> None:

@@ -11,7 +11,11 @@ import re
 import aot
 import pytest
 import torch
+from launchers import launchers
 from support import ROOT, combinations
+
+from hyperkernels._dtypes import accumulate_dtype
+from hyperkernels.margin_softmax.problem import Options, plan_triton
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -157,11 +161,10 @@ def margin_softmax_launches(
     sampled=None,
 ):
     """Every kernel of one forward and backward. The tensors have no memory: a launcher that read one would raise."""
-    from hyperkernels.margin_softmax import op
     from hyperkernels.margin_softmax import triton_kernels as family
     from hyperkernels.margin_softmax.negatives import KINDS
 
-    def new(*shape, dtype=op.accumulate_dtype(dtype)):
+    def new(*shape, dtype=accumulate_dtype(dtype)):
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     noted = []
@@ -179,13 +182,13 @@ def margin_softmax_launches(
             new(sampled, dtype=torch.int64) if sampled else None,
         )
         count = sampled or c
-        block, kept_blocks = op.plan_triton(n, count, sub_centers, d, dtype, None)
-        constants = (*op.Options(kind, sub_centers), block, kept_blocks)
-        out = family.class_statistics(*problem, *constants, 0.1 if skip else 0.0, None)
+        block, kept_blocks = plan_triton(n, count, sub_centers, d, dtype, None)
+        constants = (*Options(kind, sub_centers), block, kept_blocks)
+        out = launchers.class_statistics(*problem, *constants, 0.1 if skip else 0.0, None)
         plan = new(*((-(-n // 128), -(-count // block)) if skip else (0,)), dtype=torch.uint8)
         saved = (out[2], out[6], out[9], out[10], out[12], out[14], plan)
         incoming = [new(n) for _ in range(4)]
-        family.class_statistics_backward(*incoming, *problem, *saved, *constants, True, True, per_class, per_class)
+        launchers.class_statistics_backward(*incoming, *problem, *saved, *constants, True, True, per_class, per_class)
     assert {kernel.__name__ for kernel, *_ in noted} == {n for n in vars(family) if n.endswith("_kernel")}
     return noted
 

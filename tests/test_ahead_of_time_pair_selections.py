@@ -7,9 +7,11 @@ import importlib.util
 import aot
 import pytest
 import torch
+from launchers import launchers
 from test_ahead_of_time import TYPES, Recorder
 
-from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
+from hyperkernels._dtypes import accumulate_dtype
+from hyperkernels.pair_mining.reference import Problem
 
 pytestmark = [
     pytest.mark.aot,
@@ -24,7 +26,6 @@ def launches(monkeypatch, target, dtype, n=65536, m=65536, d=512, k=10, draws=4,
              bits=False, window=True, own=False, only=("top_k", "long", "list", "sample", "bins", "values"),
 ):  # fmt: skip
     """The kernels that the launchers of `only` would run. The tensors have no memory: nothing is computed."""
-    import hyperkernels.pair_mining.triton_selections as family
 
     def new(*shape, dtype=accumulate_dtype(dtype)):
         return torch.empty(*shape, dtype=dtype, device="meta")
@@ -45,23 +46,23 @@ def launches(monkeypatch, target, dtype, n=65536, m=65536, d=512, k=10, draws=4,
         )  # fmt: skip
         offsets = new(n + 1, dtype=torch.int64)
         if "top_k" in only:
-            family.pair_top_k(*problem, k, *TILE)
+            launchers.pair_top_k(*problem, k, *TILE)
         if "long" in only:
-            family.pair_top_k(*problem, 100, *TILE)
+            launchers.pair_top_k(*problem, 100, *TILE)
         if "list" in only:
-            family.pair_count(*problem, *TILE)
-            family.pair_list(*problem, offsets, 1000, *TILE)
+            launchers.pair_count(*problem, *TILE)
+            launchers.pair_list(*problem, offsets, 1000, *TILE)
         if "sample" in only:
             weights = "distance" if similarity == "euclidean" else "exponential"
-            family.pair_sample(*problem, draws, 2**40, weights, 1.0, 0.5, 2.0, *TILE)
+            launchers.pair_sample(*problem, draws, 2**40, weights, 1.0, 0.5, 2.0, *TILE)
         if "bins" in only:
             edges = new(10 * n)
-            family.pair_bins(*problem, edges, offsets, *TILE)
-            family.pair_bins_backward(*problem, edges, offsets, new(11 * n), *TILE, True, True)
+            launchers.pair_bins(*problem, edges, offsets, *TILE)
+            launchers.pair_bins_backward(*problem, edges, offsets, new(11 * n), *TILE, True, True)
         if "values" in only:
             pairs = [new(1000, dtype=torch.int64) for _ in range(2)]
-            family.pair_values(*problem[:2], *pairs, similarity)
-            family.pair_values_backward(new(1000), *problem[:2], *pairs, similarity, True, True)
+            launchers.pair_values(*problem[:2], *pairs, similarity)
+            launchers.pair_values_backward(new(1000), *problem[:2], *pairs, similarity, True, True)
     return noted
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import aot
 import pytest
 import torch
+from launchers import launchers
 from support import combinations
 from test_ahead_of_time import TYPES, Recorder, name, needs_triton
 
@@ -51,7 +52,7 @@ def launches(
         if backward:
             ref_numbers = (new(4, m), new(m) if given else new(0)) if columns else (None, None)
             value = new(n) if given else new(0)
-            triton_backward.pair_statistics_backward(
+            launchers.pair_statistics_backward(
                 *problem,
                 new(4, n),
                 scale,
@@ -68,7 +69,7 @@ def launches(
             )
         else:
             options = (moments, extremes, transform, 0.1, 0.2, *Tile())
-            triton_forward.pair_statistics(*problem, scale, None, *of_columns, *options)
+            launchers.pair_statistics(*problem, scale, None, *of_columns, *options)
     return noted
 
 

@@ -20,7 +20,8 @@ from margin_softmax_cases import (
 )
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import op as family
+from hyperkernels.margin_softmax import statistics as family
+from hyperkernels.margin_softmax.problem import SMALL
 
 ops = torch.ops.hyperkernels
 
@@ -294,7 +295,7 @@ def test_workspace_bounds_the_kept_cosines():
     for n, c, d, k in [(256, 100_000, 512, 1), (8, 1000, 64, 3), (4096, 1000, 128, 1), (1, 1, 1, 1)]:
         for workspace in (0, 1000, 10**6, 10**9, None):
             block, kept = family.plan_cpp(n, c, k, d, torch.float32, workspace)
-            budget = max(c * k * d, family.SMALL) if workspace is None else workspace
+            budget = max(c * k * d, SMALL) if workspace is None else workspace
             assert kept * n * block * k * 4 <= budget
             assert 0 <= kept <= -(-c // block)
     block, kept = family.plan_cpp(256, 100_000, 1, 512, torch.float32, 10**9)

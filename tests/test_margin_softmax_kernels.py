@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from margin_softmax_kernel_cases import PARAMETERS, by_kernel, by_reference, gradients_of, kernel_backward, make
 from support import LOWER_CAPABILITIES, assert_passes_at
 
-from hyperkernels.margin_softmax import op, reference
+from hyperkernels.margin_softmax import reference, statistics
 from hyperkernels.margin_softmax.negatives import SUMS, Negatives
+from hyperkernels.margin_softmax.problem import RowStatistics
 
 pytest.importorskip("hyperkernels._C")
 
-NAMES = (*op.RowStatistics._fields, "dx", "dweight", "dscale or later", "later", "later")
+NAMES = (*RowStatistics._fields, "dx", "dweight", "dscale or later", "later", "later")
 HALVES = (torch.bfloat16, torch.float16)
 
 CASES = st.fixed_dictionaries(
@@ -105,7 +106,7 @@ def test_accuracy(dtype, kind, sub_centers):
     peer_values, peer_gradients = by_reference(case)
     same = values[4] == truth_values[4]
     assert same.float().mean() > 0.98, "hardest_class"
-    for i, name in enumerate(op.RowStatistics._fields):
+    for i, name in enumerate(RowStatistics._fields):
         if values[i].is_floating_point():
             assert_as_accurate(values[i], peer_values[i], truth_values[i], what=name)
     for mine, peer, truth in zip(gradients, peer_gradients, truth_gradients, strict=True):
@@ -301,5 +302,5 @@ def test_errors():
 def test_the_op_plans_its_tiles():
     case = make(n=20, c=50, d=8, dtype=torch.bfloat16)
     problem = (case.x, case.weight, case.target, case.scale, None, None, Negatives("cosine", None), None, case.options)
-    found = op.class_statistics(*problem, None, 0.0, None)
+    found = statistics.class_statistics(*problem, None, 0.0, None)
     torch.testing.assert_close(found.neg_lse, by_kernel(case, 50, 0)[0][0])

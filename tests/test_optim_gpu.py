@@ -10,13 +10,13 @@ import torch
 import hyperkernels as hk
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-TRITON = {kind: getattr(torch.ops.hyperkernels, f"{kind}_rows_triton") for kind in ("sgd", "adamw")}
+TRITON = {kind: getattr(torch.ops.hyperkernels, f"{kind}_rows__triton") for kind in ("sgd", "adamw")}
 BOTH = [
     pytest.param(lambda p, **kw: hk.optim.SGD(p, **{"lr": 0.1, "momentum": 0.9} | kw), id="sgd"),
     pytest.param(lambda p, **kw: hk.optim.AdamW(p, **{"lr": 0.01} | kw), id="adamw"),
 ]
 
-SPHERE = {kind: getattr(torch.ops.hyperkernels, f"sphere_{kind}_triton") for kind in ("sgd", "adam")}
+SPHERE = {kind: getattr(torch.ops.hyperkernels, f"sphere_{kind}__triton") for kind in ("sgd", "adam")}
 
 pytestmark = pytest.mark.gpu
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import order
+from hyperkernels import _order as order
 
 N = 150_001
 

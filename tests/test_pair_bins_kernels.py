@@ -19,6 +19,7 @@ from pair_selection_kernel_cases import (
 )
 from support import LOWER_CAPABILITIES, assert_passes_at
 
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.pair_mining import reference, selections
 from hyperkernels.pair_mining.op import Tile
 
@@ -111,14 +112,14 @@ def test_accuracy(dtype, similarity, self_pairs):
     problem = make(90, 200, 130, similarity=similarity, self_pairs=self_pairs, dtype=dtype, ids=self_pairs, classes=9)
     if self_pairs:
         problem = problem._replace(id=torch.arange(90, dtype=torch.int32), ref_id=torch.arange(90, dtype=torch.int32))
-    edges = torch.empty(0, dtype=reference.accumulate_dtype(dtype)), torch.zeros(91, dtype=torch.int64)
+    edges = torch.empty(0, dtype=accumulate_dtype(dtype)), torch.zeros(91, dtype=torch.int64)
     rows, columns = torch.randint(0, 90, (999,)), torch.randint(0, 90, (999,))
     weights = torch.randn(90, dtype=torch.float64), torch.randn(999, dtype=torch.float64)
 
     def results(problem, binned, values):
         problem = problem._replace(x=problem.x.detach(), ref=None if problem.ref is None else problem.ref.detach())
         leaves = [t.requires_grad_() for t in problem[:2] if t is not None]
-        number = reference.accumulate_dtype(problem.x.dtype)
+        number = accumulate_dtype(problem.x.dtype)
         total = binned(problem, edges[0].to(number), edges[1])[1]
         value = values(*problem[:2], rows, columns, similarity)
         first = torch.autograd.grad((total * weights[0].to(number)).sum(), leaves)

@@ -19,6 +19,7 @@ from pair_selection_kernel_cases import (
 )
 from support import LOWER_CAPABILITIES, assert_passes_at
 
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.pair_mining import reference, selections
 from hyperkernels.pair_mining.op import Tile
 
@@ -178,7 +179,7 @@ def test_draws_of_small_exponentials_are_fine_grained():
 def test_every_element_is_written(dtype):
     for n, m, self_pairs in ((9, 11, False), (9, 0, True), (0, 4, False), (4, 0, False)):
         problem = make(n, m, 7, self_pairs=self_pairs, dtype=dtype)
-        found, number = everything(problem, Tile(4, 3)), reference.accumulate_dtype(dtype)
+        found, number = everything(problem, Tile(4, 3)), accumulate_dtype(dtype)
         assert not any(t.is_floating_point() and t.isnan().any() for t in found)
         columns = len(problem.x) if self_pairs else m
         assert all(t.numel() == 0 or t.max() < columns for t in (found[1], found[3], found[5], found[9]))

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from pair_cases import arguments_of, by_kernel, by_reference, fixed_gradients, make, names
 from support import LOWER_CAPABILITIES, assert_passes_at
 
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.pair_mining import op
 from hyperkernels.pair_mining.op import Tile
-from hyperkernels.pair_mining.reference import Problem, Transform, accumulate_dtype
+from hyperkernels.pair_mining.reference import Problem, Transform
 
 pytest.importorskip("hyperkernels._C")
 

@@ -12,7 +12,7 @@ from sampled_classes_cases import FLOAT64, C, R, sample, sampled_problem, spread
 from support import ROOT
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import op, reference
+from hyperkernels.margin_softmax import reference, statistics
 
 # Each makes a head of its own: some margins keep state.
 HEADS = {
@@ -323,7 +323,7 @@ def test_memory(training):
 def test_the_plan_is_that_of_the_sampled_classes(monkeypatch):
     (x, weight, target), _, classes = sampled_problem()
     seen = []
-    plan = op.plan_cpp
-    monkeypatch.setattr(op, "plan_cpp", lambda *sizes: seen.append(sizes[1]) or plan(*sizes))
+    plan = statistics.plan_cpp
+    monkeypatch.setattr(statistics, "plan_cpp", lambda *sizes: seen.append(sizes[1]) or plan(*sizes))
     hk.margin_softmax_loss(x, weight, target, classes=classes)
     assert seen == [R]

@@ -8,7 +8,10 @@ import importlib.util
 
 import pytest
 import torch
+from launchers import launchers
 from support import ROOT
+
+from hyperkernels.margin_softmax.problem import Options
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -27,51 +30,41 @@ def integer(*shape):
 
 
 def unit_norm():
-    from hyperkernels.unit_norm import triton_kernels as family
-
     for dim in (8, 70000):
         x = number(3, dim)
-        family.unit_norm(x, 1e-12)
-        family.unit_norm_(x, 1e-12)
-        family.unit_norm_backward(x, x, 1e-12)
+        launchers.unit_norm(x, 1e-12)
+        launchers.unit_norm_(x, 1e-12)
+        launchers.unit_norm_backward(x, x, 1e-12)
 
 
 def sphere():
-    from hyperkernels.sphere import triton_kernels as family
-
     for dim in (8, 70000):
         x, y, alpha, scale = number(4, dim), number(4, dim), number(dim), number(2, dim)
-        family.sphere_points(x, y, number(4), "slerp")
-        family.sphere_points_backward(x, x, y, number(4), "slerp", True, True, True)
-        family.sphere_vectors(x, y, "exp")
-        family.sphere_vectors_backward(x, x, y, "exp", True, True)
-        family.sphere_residual(x, y, alpha)
-        family.sphere_residual_backward(x, x, y, alpha, True, True, True)
-        family.scaled_unit_norm(x, scale)
-        family.scaled_unit_norm_backward(x, x, scale, True, True)
-        family.segment_sum(x, integer(4), integer(4), integer(3))
+        launchers.sphere_points(x, y, number(4), "slerp")
+        launchers.sphere_points_backward(x, x, y, number(4), "slerp", True, True, True)
+        launchers.sphere_vectors(x, y, "exp")
+        launchers.sphere_vectors_backward(x, x, y, "exp", True, True)
+        launchers.sphere_residual(x, y, alpha)
+        launchers.sphere_residual_backward(x, x, y, alpha, True, True, True)
+        launchers.scaled_unit_norm(x, scale)
+        launchers.scaled_unit_norm_backward(x, x, scale, True, True)
+        launchers.segment_sum(x, integer(4), integer(4), integer(3))
 
 
 def optim():
-    from hyperkernels.optim import triton_kernels as rows
-    from hyperkernels.optim import triton_sphere as points
-
     x, step, no_tensors = number(5, 8), number(5, dtype=torch.int32), (None, None, None)
-    rows.sgd_rows_(x, x, step, x, None, *no_tensors, 0.1, 0.9, 0.0, 0.0, False, False)
-    rows.adamw_rows_(x, x, x, step, x, None, *no_tensors, 0.1, 0.9, 0.99, 1e-8, 0.0, False)
-    points.sphere_sgd_([x], [x], [step], [x], *no_tensors, 0.1, 0.9, 0.0, False, False)
-    points.sphere_adam_([x], [x], [number(5)], [number(5)], [step], [x], *no_tensors, 0.1, 0.9, 0.99, 1e-8, False)
+    launchers.sgd_rows_(x, x, step, x, None, *no_tensors, 0.1, 0.9, 0.0, 0.0, False, False)
+    launchers.adamw_rows_(x, x, x, step, x, None, *no_tensors, 0.1, 0.9, 0.99, 1e-8, 0.0, False)
+    launchers.sphere_sgd_([x], [x], [step], [x], *no_tensors, 0.1, 0.9, 0.0, False, False)
+    launchers.sphere_adam_([x], [x], [number(5)], [number(5)], [step], [x], *no_tensors, 0.1, 0.9, 0.99, 1e-8, False)
 
 
 def margin_softmax():
-    from hyperkernels.margin_softmax import op
-    from hyperkernels.margin_softmax import triton_kernels as family
-
     problem = (number(5, 8), number(70, 8), integer(5), number(5), number(70), number(70), None, None)
-    constants = (*op.Options("cosine"), 32, 0)
-    out = family.class_statistics(*problem, *constants, 0.1, None)
+    constants = (*Options("cosine"), 32, 0)
+    out = launchers.class_statistics(*problem, *constants, 0.1, None)
     saved = (out[2], out[6], out[9], out[10], out[12], out[14], number(1, 3, dtype=torch.uint8))
-    family.class_statistics_backward(*(number(5) for _ in range(4)), *problem, *saved, *constants, *[True] * 4)
+    launchers.class_statistics_backward(*(number(5) for _ in range(4)), *problem, *saved, *constants, *[True] * 4)
 
 
 def pairs(n=20, m=30):
@@ -81,32 +74,28 @@ def pairs(n=20, m=30):
 
 
 def pair_statistics():
-    from hyperkernels.pair_mining import triton_backward, triton_forward
-
     scales, nothing = (number(20), number(30)), (None, None)
     of_columns = (True, *nothing, scales[1], None)
-    triton_forward.pair_statistics(*pairs(), scales[0], None, *of_columns, True, True, "linear", 0.1, 0.2, *TILE)
-    triton_backward.pair_statistics_backward(
+    launchers.pair_statistics(*pairs(), scales[0], None, *of_columns, True, True, "linear", 0.1, 0.2, *TILE)
+    launchers.pair_statistics_backward(
         *pairs(), number(4, 20), scales[0], None, number(20), *of_columns, number(4, 30), number(30), "linear", 0.1,
         0.2, *TILE, True, True,
     )  # fmt: skip
 
 
 def pair_selections():
-    from hyperkernels.pair_mining import triton_selections as family
-
     edges, offsets, at = number(40), integer(21), (integer(9), integer(9))
-    family.pair_top_k(*pairs(), 5, *TILE)
-    family.pair_top_k(*pairs(m=100), 80, *TILE)  # more than a list in registers holds
-    family.pair_count(*pairs(), *TILE)
-    family.pair_list(*pairs(), offsets, 60, *TILE)
-    family.pair_sample(*pairs(), 300_000, 7, "exponential", 1.0, 0.0, 1.0, *TILE)
-    family.pair_bins(*pairs(), edges, offsets, *TILE)
-    family.pair_bins_backward(*pairs(), edges, offsets, number(60), *TILE, True, True)
-    family.pair_values(number(5, 8), number(6, 8), *at, "euclidean")
+    launchers.pair_top_k(*pairs(), 5, *TILE)
+    launchers.pair_top_k(*pairs(m=100), 80, *TILE)  # more than a list in registers holds
+    launchers.pair_count(*pairs(), *TILE)
+    launchers.pair_list(*pairs(), offsets, 60, *TILE)
+    launchers.pair_sample(*pairs(), 300_000, 7, "exponential", 1.0, 0.0, 1.0, *TILE)
+    launchers.pair_bins(*pairs(), edges, offsets, *TILE)
+    launchers.pair_bins_backward(*pairs(), edges, offsets, number(60), *TILE, True, True)
+    launchers.pair_values(number(5, 8), number(6, 8), *at, "euclidean")
     # As many columns as give more blocks of them than the second dimension of a grid has places.
     wide = number(2, 512 * 70_000)
-    family.pair_values_backward(number(9), wide, wide, *at, "euclidean", True, True)
+    launchers.pair_values_backward(number(9), wide, wide, *at, "euclidean", True, True)
 
 
 FAMILIES = (unit_norm, sphere, optim, margin_softmax, pair_statistics, pair_selections)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .. import _check
-from ..margin_softmax.op import accumulate_dtype
+from .._dtypes import accumulate_dtype
 from ..optim.clip import gradient_values
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from ..margin_softmax.op import accumulate_dtype
+from .._dtypes import accumulate_dtype
 
 # torch 2.13 has given it another name.
 _ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"

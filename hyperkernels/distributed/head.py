@@ -15,11 +15,9 @@ import torch
 from ..margin_softmax.losses import Head
 from ..margin_softmax.margins.base import Rows
 from ..margin_softmax.negatives import COSINE, SUMS, Negatives
-from ..margin_softmax.op import RowStatistics
+from ..margin_softmax.problem import ABSENT, IGNORED, OUTSIDE, RowStatistics
 from .collectives import Ranks, replicated
 from .shards import Shards
-
-IGNORED, ABSENT, INVALID = -1, -2, -3  # what a shard's targets are where they are no class of its own
 
 
 class Shard(NamedTuple):
@@ -52,7 +50,7 @@ class Shard(NamedTuple):
         """Targets as this shard numbers its classes."""
         own = target - self.start
         local = torch.where((own >= 0) & (own < self.size), own, ABSENT)
-        local = torch.where((target >= 0) & (target < self.shards.num_classes), local, INVALID)
+        local = torch.where((target >= 0) & (target < self.shards.num_classes), local, OUTSIDE)
         return torch.where(target == ignore_index, IGNORED, local)
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from .. import _check
 from ..pair_mining.blocks import log_sum_exp, statistics
 from ..pair_mining.pairs import Pairs
-from ..pair_mining.reference import Statistics
+from ..pair_mining.problem import Statistics
 from .collectives import Ranks, gather, gather_rows, replicated
 
 if TYPE_CHECKING:

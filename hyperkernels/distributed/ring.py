@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from .._dtypes import accumulate_dtype
 from ..pair_mining import op
-from ..pair_mining.blocks import Side, gradients, merged, statistics
+from ..pair_mining.blocks import gradients, merged, statistics
 from ..pair_mining.codes import codes
 from ..pair_mining.pairs import SORTED_TILE, Pairs
-from ..pair_mining.reference import Problem, Statistics, Transform, accumulate_dtype
+from ..pair_mining.problem import Columns, Problem, Side, Statistics, Tile, Transform, plan
 from .pairs import Batch, RankPairs, Sides
 
 
@@ -93,8 +94,8 @@ def _unsorted(numbers: Sequence[torch.Tensor], order: torch.Tensor) -> Statistic
     return statistics(count, total, value)
 
 
-def _tile(ask: Ask, problem: Problem) -> op.Tile:
-    return SORTED_TILE if ask.select == "positive" else op.plan(problem)
+def _tile(ask: Ask, problem: Problem) -> Tile:
+    return SORTED_TILE if ask.select == "positive" else plan(problem)
 
 
 class _Ring(torch.autograd.Function):
@@ -118,7 +119,7 @@ class _Ring(torch.autograd.Function):
         for source, visitor in ring.visits(block):
             for ask, (scale, offset, *of_columns), found in zip(asks, given, parts, strict=True):
                 problem = ring.problem(ask.select, x, visitor, source)
-                asked = op.Columns(scale=_at(of_columns[0], ring.blocks[source])) if both else None
+                asked = Columns(scale=_at(of_columns[0], ring.blocks[source])) if both else None
                 found[source] = op.pair_statistics(
                     problem, scale, offset, ask.moments, False, ask.transform, asked, _tile(ask, problem)
                 )

@@ -9,14 +9,15 @@ import torch
 
 from .. import _check
 from .._autocast import autocast_dtype
+from .._dtypes import accumulate_dtype
+from .._order import spread
 from . import losses
-from .chunked import receiver_of
 from .margins.additive import ArcFace
 from .margins.base import Callback, Margin, as_margin
 from .negatives import Negatives
-from .op import Options, accumulate_dtype
-from .order import spread
-from .sampled import OUTSIDE, check_classes, positions
+from .problem import OUTSIDE, Options
+from .receivers import receiver_of
+from .sampled import check_classes, positions
 
 LARGEST_SCALE = 1e30  # float32 must hold its products
 REDUCTIONS = ("none", "mean", "sum")

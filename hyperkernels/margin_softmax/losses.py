@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .chunked import OfClasses, Receiver
+from .._order import pick, spread, total
 from .margins.angles import settle
 from .margins.base import Margin, Rows
 from .negatives import COSINE, SUMS, Negatives
-from .op import Options, RowStatistics, class_statistics
-from .order import pick, spread, total
+from .problem import ABSENT, IGNORED, Options, RowStatistics
+from .receivers import OfClasses, Receiver
 from .reference import rows_of_classes, take_rows, unit_rows
-from .sampled import ABSENT, IGNORED, classes_at, positions
+from .sampled import classes_at, positions
+from .statistics import class_statistics
 
 
 class Head(NamedTuple):

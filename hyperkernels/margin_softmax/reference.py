@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .._autocast import autocast
+from .problem import target_dtype
 
 
 def unit_rows(v: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,12 +35,6 @@ def target_cosines(
     return (x * (unit_rows(centre, eps)[0] if normalize_weight else centre)).sum(1)
 
 
-def target_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of target_cos, whatever the inputs': the slope of an angular margin grows as the angle shrinks, and
-    float32 cannot tell the cosine of a small angle from 1."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def with_slope(value: torch.Tensor, slope: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
     """`value` with the gradient `slope` to `cos`."""
     return value.detach() + slope.detach() * (cos - cos.detach())
@@ -51,6 +46,8 @@ class Unknown(torch.autograd.Function):
     What flows into such a row makes the gradients of x there and of the other tensors NaN, unless it is zero: a row
     that is left out of a loss reaches no one.
     """
+
+    generate_vmap_rule = True
 
     # Each input by its name: compilers of older torches cannot count those of *others.
     @staticmethod
@@ -93,6 +90,8 @@ def take_rows(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 class TakeRows(torch.autograd.Function):
     """The same, with second and forward-mode derivatives."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 
 from .. import _check
-
-# Positions below 0: a row that takes no part, one whose class is in another shard, one whose class is not sampled.
-IGNORED, ABSENT, OUTSIDE = -1, -2, -3
+from .problem import ABSENT, IGNORED, OUTSIDE
 
 
 def check_classes(classes: Any, count: int, x: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import torch
 
 from .. import _check
-from .op import accumulate_dtype
+from .._dtypes import accumulate_dtype
 from .reference import unit_rows
 
 __all__ = ["angles", "dominant", "keep", "nearest_counts", "outliers"]

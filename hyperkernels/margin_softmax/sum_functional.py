@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from .. import _check
+from .._order import spread
 from . import sums
 from .functional import LARGEST_SCALE, REDUCTIONS, check_head
 from .losses import Head
 from .margins.angles import GRADIENTS
 from .negatives import LARGEST_POWER
-from .order import spread
 
 
 def _head(x: Any, weight: Any, target: Any, scale: Any, **options: Any) -> Head:

@@ -14,6 +14,18 @@ import triton
 from .._gpu import architecture
 from .._triton_launch import launch
 from .negatives import KINDS, LARGEST_POWER, SUMS
+from .problem import (
+    IGNORED,
+    ClassBackwardCall,
+    ClassGradients,
+    ClassProblem,
+    ClassStatisticsCall,
+    ClassStatisticsResult,
+    Options,
+    gradients,
+    results,
+)
+from .problem import SKIP_ROWS as ROWS_OF_SKIPS
 from .triton_backward import finish_kernel, gradient_kernel, input_kernel, weight_kernel
 from .triton_forward import forward_kernel, merge_kernel
 from .triton_plans import Tile, configuration, precision, tile_classes
@@ -22,34 +34,18 @@ from .triton_rows import center_kernel, row_kernel
 __all__ = ["class_statistics", "class_statistics_backward", "tile_classes"]
 
 WORKSPACE = 128 * 2**20
-SKIP_ROWS = 128  # rows of one entry of the skip plan
+SKIP_ROWS = ROWS_OF_SKIPS["triton"]
 LARGEST_SUB_CENTERS = 127  # what an int8 counts
 PROGRAMS = 132  # that the split product aims at: one for each multiprocessor of an H200
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class Problem:
+class Launches:
     """What the launches of one call share: contiguous inputs, sizes, tiles, and the rows made ready."""
 
-    def __init__(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        target: torch.Tensor,
-        scale: torch.Tensor,
-        class_scale: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        transform: torch.Tensor | None,
-        sampled: torch.Tensor | None,
-        negatives: str,
-        sub_centers: int,
-        normalize_x: bool,
-        normalize_weight: bool,
-        eps: float,
-        ignore_index: int,
-        absent_index: int,
-        block: int,
-    ) -> None:
+    def __init__(self, problem: ClassProblem, options: Options, block: int) -> None:
+        x, weight, target, scale, class_scale, bias, transform, sampled = problem
+        negatives, sub_centers, normalize_x, normalize_weight, eps, ignore_index, absent_index = options
         if x.dtype not in _DTYPES or weight.dtype != x.dtype:
             raise TypeError(f"x and weight must have one dtype of {_DTYPES}; got {x.dtype} and {weight.dtype}")
         if sub_centers > LARGEST_SUB_CENTERS:
@@ -108,9 +104,8 @@ class Problem:
         size = min(self.tiles, max(1, WORKSPACE // bytes_of_a_tile))
         return [(first, min(size, self.tiles - first)) for first in range(0, self.tiles, size)]
 
-    def center_norms(self) -> torch.Tensor:
+    def center_norms(self, norms: torch.Tensor) -> None:
         """[C * K]; nobody reads them where the weight is taken as it is."""
-        norms = self.weight.new_empty(self.classes * self.sub_centers, dtype=self.dtype)
         if self.normalize_weight["NORMALIZE_WEIGHT"]:
             block_d = max(16, min(1024, triton.next_power_of_2(self.d)))
             block_rows = 4096 // block_d
@@ -119,7 +114,6 @@ class Problem:
                 self.weight, self.index, norms, len(norms), SUB_CENTERS=self.sub_centers, D=self.d,
                 BLOCK_ROWS=block_rows, BLOCK_D=block_d, num_warps=4,
             )  # fmt: skip
-        return norms
 
     def prepare_rows(
         self,
@@ -155,79 +149,40 @@ class Problem:
         }
 
 
-def class_statistics(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    target: torch.Tensor,
-    scale: torch.Tensor,
-    class_scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    transform: torch.Tensor | None,
-    classes: torch.Tensor | None,
-    negatives: str,
-    sub_centers: int,
-    normalize_x: bool,
-    normalize_weight: bool,
-    eps: float,
-    ignore_index: int,
-    absent_index: int,
-    block: int,
-    kept_blocks: int,
-    skip_budget: float,
-    skip_report: torch.Tensor | None,
-) -> tuple[torch.Tensor, ...]:
-    """The op `class_statistics_triton`; what it returns stands in `op`. No cosines are kept."""
-    p = Problem(
-        x, weight, target, scale, class_scale, bias, transform, classes, negatives, sub_centers, normalize_x,
-        normalize_weight, eps, ignore_index, absent_index, block,
-    )  # fmt: skip
-    floats = [x.new_empty(p.rows, dtype=p.dtype) for _ in range(9)]
-    neg_lse, x_norm, hardest_cos, neg_sum, hard_cos, hard_count, top, log_sum, scale_slope = floats
-    target_cos = x.new_empty(p.rows, dtype=torch.float64)
-    hardest_class, target_center = (target.new_empty(p.rows) for _ in range(2))
-    block_lse = x.new_empty((p.rows, p.tiles) if skip_budget > 0 else (0, 0), dtype=p.dtype)
-    kept = x.new_empty(kept_blocks * p.rows * block * sub_centers, dtype=p.dtype)
+def class_statistics(call: ClassStatisticsCall) -> ClassStatisticsResult:
+    """The op `class_statistics_triton`. No cosines are kept."""
+    p = Launches(call.problem, call.options, int(call.tiles.block))
+    out = results(call)
+    of_rows, negatives = out.statistics, call.options.negatives
     arrays = 3 if p.kind["SUMMED"] else {"cosine": 5, "quadratic": 8}.get(negatives, 6)
-    w_norm = p.center_norms()
-    if p.rows:
-        p.prepare_rows(w_norm, (x_norm, target_cos, target_center))
-        merged = (neg_lse, hardest_cos, hardest_class, neg_sum, hard_cos, hard_count, top, log_sum, scale_slope)
-        chunks = p.chunks(arrays * p.rows * p.dtype.itemsize)
-        partial = x.new_empty(arrays * p.rows * chunks[0][1], dtype=p.dtype)
-        row_tiles = p.padded // p.config.cosines.rows
-        for first, tiles in chunks:
-            launch(
-                forward_kernel, row_tiles * tiles,
-                p.copy, p.weight, p.index, p.multiplier, w_norm, p.own, *p.heads, partial, p.rows, row_tiles, tiles,
-                p.classes, first, **p.constants(p.config.cosines),
-            )  # fmt: skip
-            launch(
-                merge_kernel,
-                triton.cdiv(p.rows, 8),
-                partial,
-                p.own,
-                p.heads[0],
-                *merged,
-                block_lse if skip_budget > 0 and not p.kind["SUMMED"] else None,
-                p.rows,
-                tiles,
-                first,
-                p.tiles,
-                int(first == chunks[0][0]),
-                int(first == chunks[-1][0]),
-                **p.kind,
-                BLOCK_CLASSES=block,
-                BLOCK_TILES=min(64, triton.next_power_of_2(chunks[0][1])),
-                BLOCK_ROWS=8,
-                num_warps=4,
-            )
-    return (
-        neg_lse, target_cos, x_norm, hardest_cos, hardest_class, neg_sum, target_center, hard_cos, hard_count, top,
-        log_sum, scale_slope, w_norm, block_lse, kept,
+    p.center_norms(out.w_norm)
+    if not p.rows:
+        return out
+    p.prepare_rows(out.w_norm, (of_rows.x_norm, of_rows.target_cos, of_rows.target_center))
+    merged = (
+        of_rows.neg_lse, of_rows.hardest_cos, of_rows.hardest_class, of_rows.neg_cos_sum, of_rows.hard_cos_sum,
+        of_rows.hard_count, out.top, out.log_sum, out.scale_slope,
     )  # fmt: skip
+    chunks = p.chunks(arrays * p.rows * p.dtype.itemsize)
+    partial = p.x.new_empty(arrays * p.rows * chunks[0][1], dtype=p.dtype)
+    row_tiles = p.padded // p.config.cosines.rows
+    for first, tiles in chunks:
+        launch(
+            forward_kernel, row_tiles * tiles,
+            p.copy, p.weight, p.index, p.multiplier, out.w_norm, p.own, *p.heads, partial, p.rows, row_tiles, tiles,
+            p.classes, first, **p.constants(p.config.cosines),
+        )  # fmt: skip
+        launch(
+            merge_kernel, triton.cdiv(p.rows, 8),
+            partial, p.own, p.heads[0], *merged,
+            out.block_lse if call.skip_budget > 0 and not p.kind["SUMMED"] else None,
+            p.rows, tiles, first, p.tiles, int(first == chunks[0][0]), int(first == chunks[-1][0]), **p.kind,
+            BLOCK_CLASSES=p.block, BLOCK_TILES=min(64, triton.next_power_of_2(chunks[0][1])), BLOCK_ROWS=8, num_warps=4,
+        )  # fmt: skip
+    return out
 
 
-def _unit(p: Problem, incoming: list[torch.Tensor], w_norm: torch.Tensor) -> torch.Tensor:
+def _unit(p: Launches, incoming: list[torch.Tensor], w_norm: torch.Tensor) -> torch.Tensor:
     """A power of two, on the device, that brings the largest entry H can have to about 2^14: float16 ends at 65504 and
     the smallest gradients are a billion times below the largest."""
     d_neg_lse, d_target_cos, d_neg_sum = incoming
@@ -242,7 +197,7 @@ def _unit(p: Problem, incoming: list[torch.Tensor], w_norm: torch.Tensor) -> tor
         "sphereface2": lambda: LARGEST_POWER * scale,
         "uniface": lambda: scale,
     }.get(str(p.kind["KIND"]), lambda: torch.ones_like(scale))()
-    active = p.own[: p.rows] != -2
+    active = p.own[: p.rows] != IGNORED
     share = d_neg_sum.abs() if p.kind["SUMMED"] else d_neg_sum.abs() + d_neg_lse.abs() * scale
     if class_scale is not None:
         share = share * class_scale.abs().max()
@@ -253,7 +208,7 @@ def _unit(p: Problem, incoming: list[torch.Tensor], w_norm: torch.Tensor) -> tor
     return torch.where((largest > 0) & largest.isfinite(), exponent, 0).exp2()
 
 
-def _skipped(p: Problem, skip: torch.Tensor) -> torch.Tensor:
+def _skipped(p: Launches, skip: torch.Tensor) -> torch.Tensor:
     """The plan without the tiles that hold a target of their rows: those are computed whole."""
     own = p.own[: p.rows]
     entry = torch.arange(p.rows, device=own.device) // SKIP_ROWS * p.tiles + own // p.block
@@ -268,64 +223,31 @@ def _lists(skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return order, (skip == 0).sum(1, dtype=torch.int32)
 
 
-def class_statistics_backward(
-    d_neg_lse: torch.Tensor,
-    d_target_cos: torch.Tensor,
-    d_x_norm: torch.Tensor,
-    d_neg_cos_sum: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    target: torch.Tensor,
-    scale: torch.Tensor,
-    class_scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    transform: torch.Tensor | None,
-    classes: torch.Tensor | None,
-    x_norm: torch.Tensor,
-    target_center: torch.Tensor,
-    top: torch.Tensor,
-    log_sum: torch.Tensor,
-    w_norm: torch.Tensor,
-    kept: torch.Tensor,
-    skip: torch.Tensor,
-    negatives: str,
-    sub_centers: int,
-    normalize_x: bool,
-    normalize_weight: bool,
-    eps: float,
-    ignore_index: int,
-    absent_index: int,
-    block: int,
-    kept_blocks: int,
-    need_x: bool,
-    need_weight: bool,
-    need_class_scale: bool,
-    need_bias: bool,
-) -> tuple[torch.Tensor, ...]:
-    """The op `class_statistics_backward_triton`: (dx, dweight, dclass_scale, dbias), empty where not needed."""
-    p = Problem(
-        x, weight, target, scale, class_scale, bias, transform, classes, negatives, sub_centers, normalize_x,
-        normalize_weight, eps, ignore_index, absent_index, block,
-    )  # fmt: skip
-    saved = {"x_norm": x_norm, "target_center": target_center, "top": top, "log_sum": log_sum}
-    incoming_rows = {"d_neg_lse": d_neg_lse, "d_target_cos": d_target_cos, "d_x_norm": d_x_norm}
-    for name, tensor in (saved | incoming_rows | {"d_neg_cos_sum": d_neg_cos_sum}).items():
-        if tensor.shape != x.shape[:1]:
-            raise ValueError(f"{name} must have one entry per row of x ({x.shape[0]}); got {tuple(tensor.shape)}")
-    centers = p.classes * sub_centers
-    if w_norm.shape != (centers,):
-        raise ValueError(f"w_norm must have one entry per centre ({centers}); got {tuple(w_norm.shape)}")
+def _check_backward(p: Launches, call: ClassBackwardCall) -> None:
+    for name, tensor in (call.incoming._asdict() | call.forward._asdict()).items():
+        if name not in ("w_norm", "kept") and tensor.shape != p.x.shape[:1]:
+            raise ValueError(f"{name} must have one entry per row of x ({p.rows}); got {tuple(tensor.shape)}")
+    centers = p.classes * p.sub_centers
+    if call.forward.w_norm.shape != (centers,):
+        raise ValueError(f"w_norm must have one entry per centre ({centers}); got {tuple(call.forward.w_norm.shape)}")
     plan_shape = (triton.cdiv(p.rows, SKIP_ROWS), p.tiles)
-    if skip.numel() and skip.shape != torch.Size(plan_shape):
-        raise ValueError(f"skip must be empty or have shape {plan_shape}; got {tuple(skip.shape)}")
-    dx = torch.empty_like(p.x) if need_x else x.new_empty(0)
-    dweight = weight.new_empty(centers, p.d) if need_weight else weight.new_empty(0)
-    per_class = [x.new_empty(p.classes if need else 0, dtype=p.dtype) for need in (need_class_scale, need_bias)]
+    if call.skip.numel() and call.skip.shape != torch.Size(plan_shape):
+        raise ValueError(f"skip must be empty or have shape {plan_shape}; got {tuple(call.skip.shape)}")
+
+
+def class_statistics_backward(call: ClassBackwardCall) -> ClassGradients:
+    """The op `class_statistics_backward_triton`."""
+    p = Launches(call.problem, call.options, int(call.tiles.block))
+    _check_backward(p, call)
+    out = gradients(call)
     if p.rows == 0:
-        return (dx, dweight.zero_(), *(t.zero_() for t in per_class))
+        return ClassGradients(*(t.zero_() for t in out))
+    x, w_norm, skip, block, sub_centers = p.x, call.forward.w_norm, call.skip, p.block, p.sub_centers
+    d_neg_lse, d_target_cos, d_x_norm, d_neg_cos_sum = call.incoming
+    need_x, need_weight, need_class_scale, need_bias = call.needs
     incoming = [t.contiguous() for t in (d_neg_lse, d_target_cos, d_neg_cos_sum)]
     d_x_norm = d_x_norm.contiguous()
-    rows_saved = [t.contiguous() for t in (target_center, top, log_sum)]
+    rows_saved = [t.contiguous() for t in (call.forward.target_center, call.forward.top, call.forward.log_sum)]
     p.prepare_rows(w_norm, incoming=[*incoming, d_x_norm])
     unit = _unit(p, incoming, w_norm) if x.dtype == torch.float16 else None
     plan = _skipped(p, skip) if skip.numel() and not p.kind["SUMMED"] else None
@@ -345,7 +267,7 @@ def class_statistics_backward(
         sums = [
             new(row_tiles, width if need else 0, dtype=p.dtype)
             for width, need in (
-                (sub_centers * chunk, need_weight and normalize_weight),
+                (sub_centers * chunk, need_weight and call.options.normalize_weight),
                 (chunk, need_class_scale),
                 (chunk, need_bias),
             )
@@ -357,7 +279,7 @@ def class_statistics_backward(
             SKIP_ROWS=SKIP_ROWS, TILE=block, **p.constants(p.config.gradient),
         )  # fmt: skip
         radial, *of_classes = sums
-        for result, partial in zip(per_class, of_classes, strict=True):
+        for result, partial in zip((out.dclass_scale, out.dbias), of_classes, strict=True):
             if result.numel():
                 torch.sum(partial[:, : last_class - first_class], dim=0, out=result[first_class:last_class])
         lists: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
@@ -368,7 +290,7 @@ def class_statistics_backward(
             launch(
                 weight_kernel, chunk // transposed.rows * sub_centers * (p.stride // transposed.columns),
                 p.copy, h, p.weight, p.index, w_norm, radial.sum(0) if radial.numel() else None, unit, *lists,
-                dweight, p.padded // p.group, chunk, p.classes, first_class, **p.eps, **constants,
+                out.dweight, p.padded // p.group, chunk, p.classes, first_class, **p.eps, **constants,
                 BLOCK_CLASSES=transposed.rows, BLOCK_D=transposed.columns, BLOCK_ROWS=transposed.depth,
                 num_warps=transposed.warps, num_stages=transposed.stages,
             )  # fmt: skip
@@ -385,8 +307,8 @@ def class_statistics_backward(
     if need_x:
         launch(
             finish_kernel, p.padded // 4,
-            total.sum(0), p.copy, p.multiplier, p.own, x_norm.contiguous(), d_x_norm, unit, dx,
+            total.sum(0), p.copy, p.multiplier, p.own, call.forward.x_norm.contiguous(), d_x_norm, unit, out.dx,
             p.rows, **p.eps, **p.normalize_x, **p.shape, BLOCK_ROWS=4,
             BLOCK_D=min(1024, triton.next_power_of_2(p.stride)), num_warps=4,
         )  # fmt: skip
-    return (dx, dweight, *per_class)
+    return out

@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 
 from .._triton_math import exponent_of, grow, held, load, no_sums, power_of_two, root
+from . import problem
 
-# Values of `own` below 0: a row whose target is not among the classes, one that takes no part, one out of range.
-ABSENT, IGNORED, OUTSIDE = tl.constexpr(-1), tl.constexpr(-2), tl.constexpr(-3)
+# Values of `own` below 0.
+IGNORED, ABSENT, OUTSIDE = (tl.constexpr(code) for code in (problem.IGNORED, problem.ABSENT, problem.OUTSIDE))
 
 
 @triton.jit

@@ -12,13 +12,14 @@ from .._autocast import autocast_dtype
 from ..distributed.checkpoint import as_dtensor, local_rows
 from ..distributed.collectives import Ranks, gather_batch
 from ..distributed.draws import draw_centers, sample_classes, shared
-from ..distributed.head import ABSENT, IGNORED, Shard, ShardedHead
+from ..distributed.head import Shard, ShardedHead
 from ..distributed.shards import Shards
 from ..distributed.wrappers import holder, surroundings
 from ..margin_softmax import losses
 from ..margin_softmax.functional import ClassStatistics, check_head
 from ..margin_softmax.margins import ArcFace, Margin
 from ..margin_softmax.margins.base import Callback, as_margin
+from ..margin_softmax.problem import ABSENT, IGNORED
 from .margin_softmax import MarginHead
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import torch
 
 from . import op
 from .optimizer import RowOptimizer, Update, check_moments
+from .problem import AdamWRowsCall
 
 
 class AdamW(RowOptimizer):
@@ -54,18 +55,17 @@ class AdamW(RowOptimizer):
         return ("exp_avg", "exp_avg_sq")
 
     def _apply(self, update: Update, group: dict[str, Any]) -> None:
-        op.adamw_rows_(
+        beta1, beta2 = group["betas"]
+        call = AdamWRowsCall(
             update.weight,
             update.state["exp_avg"],
             update.state["exp_avg_sq"],
             update.state["step"],
-            update.gradient,
-            update.rows,
-            update.lr_tensor,
-            *update.scaling,
-            update.lr,
-            *map(float, group["betas"]),
-            float(group["eps"]),
-            float(group["weight_decay"]),
-            bool(group["maximize"]),
+            update.given,
+            beta1=float(beta1),
+            beta2=float(beta2),
+            eps=float(group["eps"]),
+            weight_decay=float(group["weight_decay"]),
+            maximize=bool(group["maximize"]),
         )
+        op.update(op.ADAMW_ROWS, call)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .. import _check
-from ..margin_softmax import chunked
+from ..margin_softmax import receivers
 from .optimizer import RowOptimizer, Scaling
 
 
@@ -23,7 +23,7 @@ class _Receiver:
                 return group
         raise ValueError("weight must be among the optimizer's parameters; it is not")
 
-    def begin(self, incoming: list[torch.Tensor]) -> chunked.Deliver:
+    def begin(self, incoming: list[torch.Tensor]) -> receivers.Deliver:
         group = self._group()
         self.scaling = Scaling()
         if self.scaler is not None and self.scaler.is_enabled():
@@ -52,7 +52,7 @@ class UpdateHandle:
 
     def remove(self) -> None:
         if self._weight is not None:
-            chunked.detach(self._weight)
+            receivers.detach(self._weight)
         self._weight = None
 
 
@@ -108,9 +108,9 @@ def update_in_backward(
         raise TypeError(f"scaler must be a torch.amp.GradScaler; got {type(scaler).__name__}")
     if scaler is not None and weight.dtype == torch.float16:
         raise ValueError("weight must not be float16 with a scaler, which unscales no float16 gradients")
-    if chunked.receiver_of(weight) is not None:
+    if receivers.receiver_of(weight) is not None:
         raise ValueError("weight is updated in its backward already; remove() the handle of the first call")
     receiver = _Receiver(weight, optimizer, chunk_classes, scaler)
     receiver._group()
-    chunked.attach(receiver)
+    receivers.attach(receiver)
     return UpdateHandle(weight)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _check
-from ..margin_softmax.op import accumulate_dtype
+from .._dtypes import accumulate_dtype
+from .problem import RowGradient
 
 
 class Scaling(NamedTuple):
@@ -23,11 +24,7 @@ class Update(NamedTuple):
 
     weight: torch.Tensor
     state: dict[str, torch.Tensor]
-    gradient: torch.Tensor
-    rows: torch.Tensor | None
-    lr_tensor: torch.Tensor | None
-    scaling: Scaling
-    lr: float
+    given: RowGradient
 
 
 def _matrix(tensor: torch.Tensor) -> torch.Tensor:
@@ -164,18 +161,9 @@ class RowOptimizer(torch.optim.Optimizer):
         )
         weight = state.pop("weight")
         lr_tensor, scaling, lr = numbers_on(parameter.device, group["lr"], scaling)
-        self._apply(
-            Update(
-                weight,
-                state,
-                gradient.reshape(-1, weight.shape[1]) if weight.shape[1] else gradient.reshape(len(gradient), 0),
-                None if isinstance(rows, slice) else rows,
-                lr_tensor,
-                scaling,
-                lr,
-            ),
-            group,
-        )
+        gradient = gradient.reshape(-1, weight.shape[1]) if weight.shape[1] else gradient.reshape(len(gradient), 0)
+        given = RowGradient(gradient, None if isinstance(rows, slice) else rows, lr_tensor, *scaling, lr)
+        self._apply(Update(weight, state, given), group)
         for name, tensor in whole.items():
             if name != "step" and not tensor.is_contiguous():
                 tensor.copy_(matrices[name].view(tensor.shape))

@@ -6,6 +6,7 @@ import torch
 
 from . import op
 from .optimizer import RowOptimizer, Update, check_momentum
+from .problem import SgdRowsCall
 
 
 class SGD(RowOptimizer):
@@ -52,18 +53,15 @@ class SGD(RowOptimizer):
         return ("momentum_buffer",) if group["momentum"] else ()
 
     def _apply(self, update: Update, group: dict[str, Any]) -> None:
-        op.sgd_rows_(
+        call = SgdRowsCall(
             update.weight,
             update.state.get("momentum_buffer"),
             update.state["step"],
-            update.gradient,
-            update.rows,
-            update.lr_tensor,
-            *update.scaling,
-            update.lr,
-            float(group["momentum"]),
-            float(group["dampening"]),
-            float(group["weight_decay"]),
-            bool(group["nesterov"]),
-            bool(group["maximize"]),
+            update.given,
+            momentum=float(group["momentum"]),
+            dampening=float(group["dampening"]),
+            weight_decay=float(group["weight_decay"]),
+            nesterov=bool(group["nesterov"]),
+            maximize=bool(group["maximize"]),
         )
+        op.update(op.SGD_ROWS, call)

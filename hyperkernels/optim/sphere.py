@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from .. import _check
-from ..margin_softmax.op import accumulate_dtype
+from .._dtypes import accumulate_dtype
 from . import op
 from .optimizer import RowOptimizer, Scaling, check_moments, check_momentum, numbers_on
+from .problem import PointGradients, SphereAdamCall, SphereSgdCall
 
 # A parameter, the gradient of some of its vectors, and which these are.
 Entry = tuple[torch.Tensor, torch.Tensor, slice | None]
@@ -151,17 +152,17 @@ class SphereSGD(SphereOptimizer):
         return ("momentum_buffer",) if group["momentum"] else ()
 
     def _apply_to_all(self, lists: dict[str, list[torch.Tensor]], numbers: tuple[Any, ...], group: Any) -> None:
-        op.sphere_sgd_(
+        call = SphereSgdCall(
             lists["points"],
             lists.get("momentum_buffer", []),
             lists["step"],
-            lists["gradients"],
-            *numbers,
-            float(group["momentum"]),
-            float(group["dampening"]),
-            bool(group["nesterov"]),
-            bool(group["maximize"]),
+            PointGradients(lists["gradients"], *numbers),
+            momentum=float(group["momentum"]),
+            dampening=float(group["dampening"]),
+            nesterov=bool(group["nesterov"]),
+            maximize=bool(group["maximize"]),
         )
+        op.update(op.SPHERE_SGD, call)
 
 
 class SphereAdam(SphereOptimizer):
@@ -222,15 +223,17 @@ class SphereAdam(SphereOptimizer):
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
     def _apply_to_all(self, lists: dict[str, list[torch.Tensor]], numbers: tuple[Any, ...], group: Any) -> None:
-        op.sphere_adam_(
+        beta1, beta2 = group["betas"]
+        call = SphereAdamCall(
             lists["points"],
             lists["exp_avg"],
             lists["exp_avg_sq"],
             lists.get("max_exp_avg_sq", []),
             lists["step"],
-            lists["gradients"],
-            *numbers,
-            *map(float, group["betas"]),
-            float(group["eps"]),
-            bool(group["maximize"]),
+            PointGradients(lists["gradients"], *numbers),
+            beta1=float(beta1),
+            beta2=float(beta2),
+            eps=float(group["eps"]),
+            maximize=bool(group["maximize"]),
         )
+        op.update(op.SPHERE_ADAM, call)

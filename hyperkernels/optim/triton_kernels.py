@@ -16,6 +16,7 @@ import triton.language as tl
 
 from .._triton_launch import launch
 from .._triton_math import load, quotient, root
+from .problem import AdamWRowsCall, RowGradient, SgdRowsCall
 
 
 @triton.jit
@@ -171,10 +172,8 @@ def configuration(dim: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_ROWS": min(128, tile // block_d), "BLOCK_D": block_d, "num_warps": 4}
 
 
-def _check(
-    weight: torch.Tensor, states: list[torch.Tensor | None], step: torch.Tensor, gradient: torch.Tensor,
-    rows: torch.Tensor | None, numbers: dict[str, torch.Tensor | None],
-) -> None:  # fmt: skip
+def _check(weight: torch.Tensor, states: list[torch.Tensor | None], step: torch.Tensor, given: RowGradient) -> None:
+    gradient, rows = given.gradient, given.rows
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"weight must have dtype float64, float32, bfloat16 or float16; got {weight.dtype}")
@@ -192,18 +191,18 @@ def _check(
     shape = (weight.shape[0] if rows is None else len(rows), weight.shape[1])
     if gradient.shape != torch.Size(shape) or gradient.dtype != weight.dtype:
         raise ValueError(f"gradient must be {weight.dtype} of shape {shape}; got {gradient.dtype}, {gradient.shape}")
-    for name, number in numbers.items():
+    for name in ("lr_tensor", "grad_scale", "found_inf"):
+        number = getattr(given, name)
         if number is not None and number.numel() != 1:
             raise ValueError(f"{name} must hold one number; got shape {tuple(number.shape)}")
 
 
 def _launch(
-    kernel: Any, weight: torch.Tensor, states: list[torch.Tensor | None], step: torch.Tensor, gradient: torch.Tensor,
-    rows: torch.Tensor | None, lr_tensor: torch.Tensor | None, grad_scale: torch.Tensor | None,
-    found_inf: torch.Tensor | None, numbers: tuple[float, ...], **constants: bool,
+    kernel: Any, weight: torch.Tensor, states: list[torch.Tensor | None], step: torch.Tensor, given: RowGradient,
+    numbers: tuple[float, ...], **constants: bool,
 ) -> None:  # fmt: skip
-    of_device = {"lr_tensor": lr_tensor, "grad_scale": grad_scale, "found_inf": found_inf}
-    _check(weight, states, step, gradient, rows, of_device)
+    _check(weight, states, step, given)
+    gradient, rows = given.gradient, given.rows
     count, dim = gradient.shape
     if count == 0:
         return
@@ -216,7 +215,9 @@ def _launch(
         step,
         gradient.contiguous(),
         None if rows is None else rows.contiguous(),
-        *of_device.values(),
+        given.lr_tensor,
+        given.grad_scale,
+        given.found_inf,
         count,
         weight.shape[0],
         *numbers,
@@ -226,53 +227,21 @@ def _launch(
     )
 
 
-def sgd_rows_(
-    weight: torch.Tensor,
-    momentum_buffer: torch.Tensor | None,
-    step: torch.Tensor,
-    gradient: torch.Tensor,
-    rows: torch.Tensor | None,
-    lr_tensor: torch.Tensor | None,
-    grad_scale: torch.Tensor | None,
-    found_inf: torch.Tensor | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-) -> None:
-    """The op `sgd_rows_triton`."""
-    numbers = (lr, momentum, 1 - dampening, weight_decay)
+def sgd_rows_(call: SgdRowsCall) -> None:
+    """The op `sgd_rows__triton`."""
+    numbers = (call.given.lr, call.momentum, 1 - call.dampening, call.weight_decay)
     _launch(
-        sgd_kernel, weight,
-        [momentum_buffer], step, gradient, rows, lr_tensor, grad_scale, found_inf, numbers,
-        NESTEROV=nesterov, MAXIMIZE=maximize,
+        sgd_kernel, call.weight, [call.momentum_buffer], call.step, call.given, numbers,
+        NESTEROV=call.nesterov, MAXIMIZE=call.maximize,
     )  # fmt: skip
 
 
-def adamw_rows_(
-    weight: torch.Tensor,
-    exp_avg: torch.Tensor,
-    exp_avg_sq: torch.Tensor,
-    step: torch.Tensor,
-    gradient: torch.Tensor,
-    rows: torch.Tensor | None,
-    lr_tensor: torch.Tensor | None,
-    grad_scale: torch.Tensor | None,
-    found_inf: torch.Tensor | None,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
-) -> None:
-    """The op `adamw_rows_triton`."""
+def adamw_rows_(call: AdamWRowsCall) -> None:
+    """The op `adamw_rows__triton`."""
+    beta1, beta2 = call.beta1, call.beta2
     logs = (math.log(beta) if beta > 0 else -math.inf for beta in (beta1, beta2))
-    numbers = (lr, beta1, beta2, 1 - beta1, 1 - beta2, *logs, eps, weight_decay)
+    numbers = (call.given.lr, beta1, beta2, 1 - beta1, 1 - beta2, *logs, call.eps, call.weight_decay)
     _launch(
-        adamw_kernel, weight,
-        [exp_avg, exp_avg_sq], step, gradient, rows, lr_tensor, grad_scale, found_inf, numbers,
-        MAXIMIZE=maximize,
+        adamw_kernel, call.weight, [call.exp_avg, call.exp_avg_sq], call.step, call.given, numbers,
+        MAXIMIZE=call.maximize,
     )  # fmt: skip

@@ -18,6 +18,7 @@ import triton.language as tl
 from .._triton_launch import launch
 from .._triton_math import exponent_of, grow, load, power_of_two, quotient, root
 from . import reference
+from .problem import PointGradients, SphereAdamCall, SphereSgdCall
 from .triton_kernels import _correction, _next, _number, _unscale
 
 EPS = tl.constexpr(reference.EPS)
@@ -261,11 +262,12 @@ def _check(points: list[torch.Tensor], lists: dict[str, list[torch.Tensor]], num
 
 
 def _launch(
-    kernel: Any, points: list[torch.Tensor], lists: dict[str, list[torch.Tensor]], of_device: dict[str, Any],
+    kernel: Any, points: list[torch.Tensor], lists: dict[str, list[torch.Tensor]], given: PointGradients,
     numbers: tuple[float, ...], **constants: bool,
 ) -> None:  # fmt: skip
     """`lists` are in the order of the kernel's arguments; an empty one is of a state that there is not."""
-    lists["gradients"] = [gradient.contiguous() for gradient in lists["gradients"]]
+    lists["gradients"] = [gradient.contiguous() for gradient in given.gradients]
+    of_device = {"lr_tensor": given.lr_tensor, "grad_scale": given.grad_scale, "found_inf": given.found_inf}
     _check(points, {name: tensors for name, tensors in lists.items() if tensors}, of_device)
     for i, point in enumerate(points):
         rows, dim = point.shape
@@ -286,47 +288,18 @@ def _launch(
         )
 
 
-def sphere_sgd_(
-    points: list[torch.Tensor],
-    momentum_buffers: list[torch.Tensor],
-    steps: list[torch.Tensor],
-    gradients: list[torch.Tensor],
-    lr_tensor: torch.Tensor | None,
-    grad_scale: torch.Tensor | None,
-    found_inf: torch.Tensor | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-) -> None:
-    """The op `sphere_sgd_triton`."""
-    lists = {"momentum_buffers": momentum_buffers, "steps": steps, "gradients": gradients}
-    of_device = {"lr_tensor": lr_tensor, "grad_scale": grad_scale, "found_inf": found_inf}
-    numbers = (lr, momentum, 1 - dampening)
-    _launch(sphere_sgd_kernel, points, lists, of_device, numbers, NESTEROV=nesterov, MAXIMIZE=maximize)
+def sphere_sgd_(call: SphereSgdCall) -> None:
+    """The op `sphere_sgd__triton`."""
+    lists = {"momentum_buffers": call.momentum_buffers, "steps": call.steps}
+    numbers = (call.given.lr, call.momentum, 1 - call.dampening)
+    _launch(sphere_sgd_kernel, call.points, lists, call.given, numbers, NESTEROV=call.nesterov, MAXIMIZE=call.maximize)
 
 
-def sphere_adam_(
-    points: list[torch.Tensor],
-    exp_avgs: list[torch.Tensor],
-    exp_avg_sqs: list[torch.Tensor],
-    max_exp_avg_sqs: list[torch.Tensor],
-    steps: list[torch.Tensor],
-    gradients: list[torch.Tensor],
-    lr_tensor: torch.Tensor | None,
-    grad_scale: torch.Tensor | None,
-    found_inf: torch.Tensor | None,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    maximize: bool,
-) -> None:
-    """The op `sphere_adam_triton`."""
-    lists = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs}
-    lists |= {"steps": steps, "gradients": gradients}
-    of_device = {"lr_tensor": lr_tensor, "grad_scale": grad_scale, "found_inf": found_inf}
+def sphere_adam_(call: SphereAdamCall) -> None:
+    """The op `sphere_adam__triton`."""
+    lists = {"exp_avgs": call.exp_avgs, "exp_avg_sqs": call.exp_avg_sqs, "max_exp_avg_sqs": call.max_exp_avg_sqs}
+    lists |= {"steps": call.steps}
+    beta1, beta2 = call.beta1, call.beta2
     logs = (math.log(beta) if beta > 0 else -math.inf for beta in (beta1, beta2))
-    numbers = (lr, beta1, beta2, 1 - beta1, 1 - beta2, *logs, eps)
-    _launch(sphere_adam_kernel, points, lists, of_device, numbers, MAXIMIZE=maximize)
+    numbers = (call.given.lr, beta1, beta2, 1 - beta1, 1 - beta2, *logs, call.eps)
+    _launch(sphere_adam_kernel, call.points, lists, call.given, numbers, MAXIMIZE=call.maximize)

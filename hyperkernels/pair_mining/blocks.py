@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
+from .. import _backend
 from . import op
-from .reference import Problem, Statistics, Transform, of_problem
-
-
-class Side(NamedTuple):
-    """What the gradient at a pair takes from its row, or from its column; `op._BACKWARD` says how."""
-
-    coefficients: torch.Tensor  # [4, N]
-    scale: torch.Tensor | None  # [N] each
-    offset: torch.Tensor | None
-    value: torch.Tensor  # over all blocks
-
-    def part(self, rows: slice) -> Side:
-        scale, offset = (None if v is None else v[rows] for v in (self.scale, self.offset))
-        return Side(self.coefficients[:, rows].contiguous(), scale, offset, self.value[rows])
+from .problem import ColumnSide, PairBackwardCall, PairGradients, Problem, Side, Statistics, Tile, Transform
+from .reference import of_problem
 
 
 def statistics(count: torch.Tensor, total: torch.Tensor, value: torch.Tensor) -> Statistics:
@@ -55,19 +43,21 @@ def gradients(
     transform: Transform,
     rows: Side,
     columns: Side | None,
-    tile: op.Tile,
+    tile: Tile,
     need_x: bool,
     need_ref: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> PairGradients:
     """Of x and of ref, for the pairs of the problem; empty where not needed."""
-    run = op.kernel("pair_statistics_backward", problem)
-    if run is None:
-        return _in_pytorch(problem, transform, rows, columns, need_x, need_ref)
-    of_columns = (None,) * 4 if columns is None else columns
-    return run(
-        *problem, *rows, columns is not None, None, None, *of_columns[1:3], of_columns[0], of_columns[3],
-        *transform, *tile, need_x, need_ref,
-    )  # fmt: skip
+    backend = _backend.select("pair_mining", problem.x.device)
+    if backend == "reference":
+        return PairGradients(*_in_pytorch(problem, transform, rows, columns, need_x, need_ref))
+    of_columns = ColumnSide()
+    if columns is not None:
+        of_columns = ColumnSide(
+            scale=columns.scale, offset=columns.offset, coefficients=columns.coefficients, value=columns.value
+        )
+    call = PairBackwardCall(problem, rows, columns is not None, of_columns, transform, tile, need_x, need_ref)
+    return op.BACKWARD(call, backend)
 
 
 def _in_pytorch(

@@ -9,7 +9,7 @@ import torch
 
 from .. import _check
 from .pairs import LINEAR, SELECT, SOFTPLUS, Bound, Pairs
-from .reference import Statistics, Transform
+from .problem import Statistics, Transform
 
 
 class PairStatistics(NamedTuple):

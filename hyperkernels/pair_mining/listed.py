@@ -10,7 +10,8 @@ from torch.nn.functional import logsigmoid
 
 from .ordered import take
 from .pairs import SELECT, Bound, Listed, Pairs
-from .reference import Statistics, Transform, _power
+from .problem import Statistics, Transform
+from .reference import _power
 
 Indices = tuple[torch.Tensor, torch.Tensor]
 

@@ -23,11 +23,17 @@ def moved(offsets: torch.Tensor, order: torch.Tensor, total: int) -> tuple[torch
 
 
 class _Take(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def forward(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return values.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        values, index = inputs
         ctx.save_for_backward(index)
         ctx.n = values.shape[0]
-        return values.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, d: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -8,16 +8,17 @@ import torch
 
 from .. import _check
 from .._autocast import autocast_dtype
+from .._dtypes import accumulate_dtype
 from ..unit_norm.functional import unit_norm
 from . import op, selections
 from .codes import codes
 from .ordered import moved
-from .reference import Problem, Statistics, Transform, accumulate_dtype
+from .problem import Columns, Problem, Statistics, Tile, Transform
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "squared_euclidean")
 SELECT = ("positive", "negative", "all")
 LINEAR, SOFTPLUS = Transform("linear"), Transform("softplus")
-SORTED_TILE = op.Tile(32, 32)  # small, so that few pairs beside the positives are looked at
+SORTED_TILE = Tile(32, 32)  # small, so that few pairs beside the positives are looked at
 Bound = torch.Tensor | float | None
 
 
@@ -32,6 +33,8 @@ class Listed(NamedTuple):
 
 class _GradientOfRows(torch.autograd.Function):
     """v itself, of which only the rows that are 1 rather than 0 in `some` [N, 1] have a gradient."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(v: torch.Tensor, some: torch.Tensor) -> torch.Tensor:
@@ -274,7 +277,7 @@ class Pairs:
             moments,
             extremes,
             transform,
-            op.Columns(scale=None if column_scale is None else column_scale.contiguous()),
+            Columns(scale=None if column_scale is None else column_scale.contiguous()),
         )
         assert columns is not None
         return rows, columns

@@ -2,68 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 
-
-class Problem(NamedTuple):
-    """Which pairs (i, j) of rows of x [N, D] and ref [M, D] count, and how alike they are.
-
-    Similarities are "dot", or "euclidean" and "squared_euclidean": minus the distance, so that larger is closer. Labels
-    are int32 codes (positive: equal; -1: no pair of that row or column counts) or int64 sets of bits (positive: one in
-    common); empty where nothing depends on them. Pairs of equal ids do not count, but for -1; empty: none is excluded.
-    A pair counts where it is selected ("positive", "negative" or "all") and lower_i < similarity < upper_i; NaN counts.
-    """
-
-    x: torch.Tensor  # [N, D]
-    ref: torch.Tensor | None  # [M, D]; None: x itself
-    label: torch.Tensor  # [N] or empty
-    ref_label: torch.Tensor  # [M] or empty; label itself where ref is None
-    id: torch.Tensor  # [N] int32 or empty
-    ref_id: torch.Tensor  # [M] int32 or empty
-    lower: torch.Tensor | None  # [N] of the accumulator's dtype; None: no bound
-    upper: torch.Tensor | None
-    select: str
-    similarity: str
-
-
-class Statistics(NamedTuple):
-    """Of the pairs that count in a row, [N] each; empty where not asked for. Indices are -1 where no pair counts.
-
-    value, d_scale and d_offset belong to the transform: for "linear" and "circle" the log-sum-exp, its derivative to
-    the scale (for "linear" that is the mean weighted by the softmax; differentiable), and nothing; for "softplus" the
-    sum, and its derivatives.
-    """
-
-    count: torch.Tensor  # type: ignore[assignment]  # int64, where a tuple has a method
-    sum: torch.Tensor  # moments
-    sum_squares: torch.Tensor
-    low: torch.Tensor  # extremes: +inf where no pair counts, the lowest index on ties
-    low_index: torch.Tensor
-    high: torch.Tensor  # -inf where no pair counts
-    high_index: torch.Tensor
-    value: torch.Tensor  # -inf (log-sum-exp) or 0 (softplus) where no pair counts
-    d_scale: torch.Tensor
-    d_offset: torch.Tensor
-
-
-class Transform(NamedTuple):
-    """What the similarity u of a pair adds to the row's value, with the row's scale and offset.
-
-    "none"; "linear": log-sum-exp of scale * u; "circle": log-sum-exp of |scale| * a * (v + p1), a = relu(v + p0) held
-    constant for the gradient, v = sign(scale) * u; "softplus": sum of softplus(scale * u + offset).
-    """
-
-    name: str = "none"
-    p0: float = 0.0
-    p1: float = 0.0
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of similarities, statistics and sums over inputs of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from .._dtypes import accumulate_dtype
+from .problem import Problem, Statistics, Transform
 
 
 def similarities(x: torch.Tensor, ref: torch.Tensor, similarity: str) -> torch.Tensor:

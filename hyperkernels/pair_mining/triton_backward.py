@@ -14,10 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .._dtypes import accumulate_dtype
 from .._triton_launch import launch
 from .._triton_math import sigmoid
-from .op import _fake_backward, check_tile
-from .reference import Problem, accumulate_dtype
+from .problem import PairBackwardCall, PairGradients, Problem, check_tile, gradient_results
 from .triton_forward import TRANSFORMS, _circle, _power, parameters_of
 from .triton_kernels import Tiles, check, check_rows
 from .triton_product import add_up
@@ -37,7 +37,7 @@ from .triton_tiles import (
 _LARGEST_HALF = tl.constexpr(65504.0)
 
 
-class Side(NamedTuple):
+class PairSide(NamedTuple):
     """The numbers of the rows or of the columns."""
 
     lower: torch.Tensor | None  # [size], as all but the coefficients
@@ -58,10 +58,10 @@ class Side(NamedTuple):
                 raise ValueError(f"the transform {transform!r} needs a scale and a value")
             check_rows(x, value=self.value)
 
-    def ready(self, transform: str) -> Side:
+    def ready(self, transform: str) -> PairSide:
         """Contiguous, without what the transform does not read."""
         read = self if transform != "none" else self._replace(scale=None, offset=None, value=None)
-        return Side(*(None if v is None else v.contiguous() for v in read))
+        return PairSide(*(None if v is None else v.contiguous() for v in read))
 
 
 @triton.jit
@@ -122,8 +122,8 @@ def gradient_kernel(
     row_tiles,  # of the block
     block_column_tiles,
     column_bound_ptr,  # [column tiles, 2], or None
-    of_rows,  # Side
-    of_columns,  # Side; its coefficients are None where the columns have no statistics
+    of_rows,  # PairSide
+    of_columns,  # PairSide; its coefficients are None where the columns have no statistics
     parameter_ptr,
     unit_ptr,  # a power of two that brings H into the range of float16, or None
     h_ptr,  # [block_rows, block_column_tiles * BLOCK_COLUMNS]
@@ -179,62 +179,34 @@ def _unit(*coefficients: torch.Tensor | None) -> torch.Tensor:
     return torch.ldexp(torch.ones_like(largest), (7 - torch.frexp(largest).exponent).clamp(-100, 100))
 
 
-def pair_statistics_backward(
-    x: torch.Tensor,
-    ref: torch.Tensor | None,
-    label: torch.Tensor,
-    ref_label: torch.Tensor,
-    id: torch.Tensor,
-    ref_id: torch.Tensor,
-    lower: torch.Tensor | None,
-    upper: torch.Tensor | None,
-    select: str,
-    similarity: str,
-    coefficients: torch.Tensor,
-    scale: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    value: torch.Tensor,
-    columns: bool,
-    ref_lower: torch.Tensor | None,
-    ref_upper: torch.Tensor | None,
-    ref_scale: torch.Tensor | None,
-    ref_offset: torch.Tensor | None,
-    ref_coefficients: torch.Tensor | None,
-    ref_value: torch.Tensor | None,
-    transform: str,
-    p0: float,
-    p1: float,
-    row_tile: int,
-    column_tile: int,
-    need_x: bool,
-    need_ref: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The op `pair_statistics_backward_triton`; what it returns stands in `op`."""
-    problem = Problem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity)
+def pair_statistics_backward(call: PairBackwardCall) -> PairGradients:
+    """The op `pair_statistics_backward_triton`."""
+    problem, transform = call.problem, call.transform
     check(problem)
-    check_tile(row_tile, column_tile)
-    if transform not in TRANSFORMS:
-        raise ValueError(f"transform must be one of {TRANSFORMS}; got {transform!r}")
-    if columns and (ref is None or ref_coefficients is None):
+    check_tile(call.tile)
+    x, ref = problem.x, problem.ref
+    if transform.name not in TRANSFORMS:
+        raise ValueError(f"transform must be one of {TRANSFORMS}; got {transform.name!r}")
+    if call.columns and (ref is None or call.of_columns.coefficients is None):
         raise ValueError("statistics of the columns need a ref and coefficients")
-    row_side = Side(lower, upper, coefficients, scale, offset, value)
-    column_side = row_side if ref is None else Side(*[None] * 6)
-    if columns:
-        column_side = Side(ref_lower, ref_upper, ref_coefficients, ref_scale, ref_offset, ref_value)
-        column_side.check(ref, transform)
-    row_side.check(x, transform)
-    need_ref = need_ref and ref is not None
-    dx, dref = _fake_backward(x, ref, need_x, need_ref)
-    if x.numel() == 0 or (ref is not None and ref.numel() == 0) or not (need_x or need_ref):
-        return dx.zero_(), dref.zero_()
-    _run(problem, row_side, column_side, parameters_of(x, transform, p0, p1), transform, dx, dref)
-    return dx, dref
+    row_side = PairSide(lower=problem.lower, upper=problem.upper, **call.rows._asdict())
+    column_side = row_side if ref is None else PairSide(*[None] * 6)
+    if call.columns:
+        column_side = PairSide(**call.of_columns._asdict())
+        column_side.check(ref, transform.name)
+    row_side.check(x, transform.name)
+    need_ref = call.need_ref and ref is not None
+    out = gradient_results(x, ref, call.need_x, need_ref)
+    if x.numel() == 0 or (ref is not None and ref.numel() == 0) or not (call.need_x or need_ref):
+        return PairGradients(*(t.zero_() for t in out))
+    _run(problem, row_side, column_side, parameters_of(x, transform), transform.name, *out)
+    return out
 
 
 def _run(
     problem: Problem,
-    row_side: Side,
-    column_side: Side,
+    row_side: PairSide,
+    column_side: PairSide,
     parameters: torch.Tensor | None,
     transform: str,
     dx: torch.Tensor,

@@ -8,15 +8,12 @@ workspace into two products, in float32, since bins of opposite signs cancel.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 from .._triton_launch import launch
-from .op import check_tile
-from .reference import Problem
+from .problem import Bins, BinsBackwardCall, BinsCall, PairGradients, check_tile
 from .triton_kernels import Tiles
 from .triton_order import (
     best_of,
@@ -169,10 +166,10 @@ def _check(tiles: Tiles, edges: torch.Tensor, offsets: torch.Tensor) -> None:
         raise ValueError(f"offsets must be [{tiles.n + 1}] int64; got {tuple(offsets.shape)} of {offsets.dtype}")
 
 
-def pair_bins(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    *problem, edges, offsets, row_tile, column_tile = args
-    check_tile(row_tile, column_tile)
-    tiles = prepared(*problem)
+def pair_bins(call: BinsCall) -> Bins:
+    problem, edges, offsets, tile = call
+    check_tile(tile)
+    tiles = prepared(problem)
     _check(tiles, edges, offsets)
     bins = len(edges) + tiles.n
     splits = splits_within(tiles, bins * (12 + 2 * tiles.dtype.itemsize))
@@ -191,14 +188,13 @@ def pair_bins(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
             GROUP=group, **tiles.options,
         )  # fmt: skip
     best, index = merged(keys, columns)
-    return counts.sum(0), sums.sum(0), numbers(best, index >= 0), index
+    return Bins(counts.sum(0), sums.sum(0), numbers(best, index >= 0), index)
 
 
-def pair_bins_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *problem, edges, offsets, d_sum, row_tile, column_tile, need_x, need_ref = args
-    check_tile(row_tile, column_tile)
-    p = Problem(*problem)
-    tiles = prepared(*problem)
+def pair_bins_backward(call: BinsBackwardCall) -> PairGradients:
+    p, edges, offsets, d_sum, tile, need_x, need_ref = call
+    check_tile(tile)
+    tiles = prepared(p)
     _check(tiles, edges, offsets)
     if d_sum.shape != (len(edges) + tiles.n,) or d_sum.dtype != tiles.dtype:
         raise ValueError(f"d_sum must be [{len(edges) + tiles.n}] of {tiles.dtype}; got {tuple(d_sum.shape)}")
@@ -232,5 +228,5 @@ def pair_bins_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         add_up(tiles, tiles.dtype, fill, dx, dref, guarded=True)
     none = x.new_empty(0)
     if p.ref is None:
-        return (dx + dref).to(x.dtype) if need_x else none, none
-    return dx.to(x.dtype) if need_x else none, dref.to(x.dtype) if need_ref else none
+        return PairGradients((dx + dref).to(x.dtype) if need_x else none, none)
+    return PairGradients(dx.to(x.dtype) if need_x else none, dref.to(x.dtype) if need_ref else none)

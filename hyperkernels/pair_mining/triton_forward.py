@@ -9,10 +9,19 @@ import torch
 import triton
 import triton.language as tl
 
+from .._dtypes import accumulate_dtype
 from .._triton_launch import launch
 from .._triton_math import sigmoid, softplus
-from .op import _side, check_tile, transposed
-from .reference import Problem, accumulate_dtype
+from .problem import (
+    PairStatisticsCall,
+    PairStatisticsResult,
+    Problem,
+    Statistics,
+    Transform,
+    check_tile,
+    statistics_results,
+    transposed,
+)
 from .triton_kernels import Tiles, check, check_rows
 from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
@@ -276,47 +285,24 @@ def merge_kernel(
         tl.store(d_scale_ptr + row, tl.where(some, d_scale, 0.0), mask=here)
 
 
-def pair_statistics(
-    x: torch.Tensor,
-    ref: torch.Tensor | None,
-    label: torch.Tensor,
-    ref_label: torch.Tensor,
-    id: torch.Tensor,
-    ref_id: torch.Tensor,
-    lower: torch.Tensor | None,
-    upper: torch.Tensor | None,
-    select: str,
-    similarity: str,
-    scale: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    columns: bool,
-    ref_lower: torch.Tensor | None,
-    ref_upper: torch.Tensor | None,
-    ref_scale: torch.Tensor | None,
-    ref_offset: torch.Tensor | None,
-    moments: bool,
-    extremes: bool,
-    transform: str,
-    p0: float,
-    p1: float,
-    row_tile: int,
-    column_tile: int,
-) -> tuple[torch.Tensor, ...]:
-    """The op `pair_statistics_triton`; what it returns stands in `op`. The tiles are those of the table here."""
-    check_tile(row_tile, column_tile)
-    if columns and ref is None:
+def pair_statistics(call: PairStatisticsCall) -> PairStatisticsResult:
+    """The op `pair_statistics_triton`. The tiles are those of the table here."""
+    check_tile(call.tile)
+    transform = call.transform.name
+    if call.columns and call.problem.ref is None:
         raise ValueError("statistics of the columns need a ref")
     if transform not in TRANSFORMS:
         raise ValueError(f"transform must be one of {TRANSFORMS}; got {transform!r}")
-    problem = Problem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity)
-    sides = [(problem, scale, offset)]
-    if columns:
-        sides.append((transposed(problem, ref_lower, ref_upper), ref_scale, ref_offset))
-    for side in sides:
+    out = statistics_results(call)
+    sides = [(call.problem, call.scale, call.offset, out.rows)]
+    if call.columns:
+        of_columns = call.of_columns
+        sides.append((transposed(call.problem, of_columns), of_columns.scale, of_columns.offset, out.columns))
+    for *side, _ in sides:
         _check_side(*side, transform)
-    out = _side(x, 0 if ref is None else len(ref), False, moments, extremes, transform)
-    both = [_of_rows(*side, moments, extremes, transform, p0, p1) for side in sides]
-    return (*both[0], *(both[1] if columns else out))
+    for side in sides:
+        _of_rows(*side, call)
+    return out
 
 
 def _check_side(problem: Problem, scale: torch.Tensor | None, offset: torch.Tensor | None, transform: str) -> None:
@@ -326,33 +312,27 @@ def _check_side(problem: Problem, scale: torch.Tensor | None, offset: torch.Tens
         raise ValueError(f"the transform {transform!r} needs a scale")
 
 
-def parameters_of(x: torch.Tensor, transform: str, p0: float, p1: float) -> torch.Tensor | None:
+def parameters_of(x: torch.Tensor, transform: Transform) -> torch.Tensor | None:
     """[2] on the device, in full precision whatever the dtype."""
-    if transform != "circle":
+    if transform.name != "circle":
         return None
     parameters = x.new_empty(2, dtype=accumulate_dtype(x.dtype))
-    parameters[0].fill_(p0)
-    parameters[1].fill_(p1)
+    parameters[0].fill_(transform.p0)
+    parameters[1].fill_(transform.p1)
     return parameters
 
 
 def _of_rows(
-    problem: Problem,
-    scale: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    moments: bool,
-    extremes: bool,
-    transform: str,
-    p0: float,
-    p1: float,
-) -> list[torch.Tensor]:
+    problem: Problem, scale: torch.Tensor | None, offset: torch.Tensor | None, out: Statistics, call: PairStatisticsCall
+) -> None:
+    """Write the statistics of the rows of the problem, which are those of the call or of its columns."""
+    moments, extremes, transform = call.moments, call.extremes, call.transform.name
     burden = moments + 2 * extremes + {"none": 0, "linear": 3}.get(transform, 4)
     burden += (problem.similarity != "dot") + (problem.lower is not None or problem.upper is not None)
     burden += (problem.id.numel() > 0) + (problem.label.numel() > 0 and problem.label.dtype == torch.int64)
     t = Tiles(problem, burden)
-    out = _side(t.x, t.n, True, moments, extremes, transform)
     if t.n == 0:
-        return out
+        return
     splits = t.splits()
     numbers = t.x.new_empty(NUMBERS, splits, t.n, dtype=torch.float64)
     integers = t.x.new_empty(INTEGERS, splits, t.n, dtype=torch.int64)
@@ -360,7 +340,7 @@ def _of_rows(
     flags = {"MOMENTS": moments, "EXTREMES": extremes, "TRANSFORM": transform}
     launch(
         forward_kernel, t.row_tiles * splits,
-        *t.walk(splits), scale, offset if transform == "softplus" else None, parameters_of(t.x, transform, p0, p1),
+        *t.walk(splits), scale, offset if transform == "softplus" else None, parameters_of(t.x, call.transform),
         numbers, integers, **flags, **t.options,
     )  # fmt: skip
     results = [v if v.numel() else None for v in out]
@@ -368,4 +348,3 @@ def _of_rows(
         merge_kernel, triton.cdiv(t.n, 128),
         numbers, integers, scale, *results, t.n, splits, **flags, BLOCK=128, num_warps=4,
     )  # fmt: skip
-    return out

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from .._dtypes import accumulate_dtype
 from .._gpu import architecture
 from .._triton_launch import launch
-from .reference import Problem, accumulate_dtype
+from .problem import Problem
 from .triton_tiles import Pairs, bound_kernel, square_kernel
 
 PROGRAMS = 132  # multiprocessors of an H200

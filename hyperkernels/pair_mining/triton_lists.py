@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
-from .op import check_tile
+from .problem import CountCall, ListCall, PairList, check_tile
 from .triton_kernels import Tiles
 from .triton_order import prepared, splits_within
 from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
@@ -79,20 +79,19 @@ def _counts(tiles: Tiles, splits: int) -> torch.Tensor:
     return counts
 
 
-def pair_count(*args: Any) -> torch.Tensor:
-    *problem, row_tile, column_tile = args
-    check_tile(row_tile, column_tile)
-    tiles = prepared(*problem)
+def pair_count(call: CountCall) -> torch.Tensor:
+    check_tile(call.tile)
+    tiles = prepared(call.problem)
     if tiles.n == 0 or tiles.m == 0:
         return tiles.x.new_zeros(tiles.n, dtype=torch.int64)
     return _counts(tiles, splits_within(tiles, 8 * tiles.n)).sum(0)
 
 
-def pair_list(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_list(call: ListCall) -> PairList:
     """Where the columns are split, the pairs are counted once more: the offsets do not tell the splits apart."""
-    *problem, offsets, total, row_tile, column_tile = args
-    check_tile(row_tile, column_tile)
-    tiles = prepared(*problem)
+    offsets, total = call.offsets, call.total
+    check_tile(call.tile)
+    tiles = prepared(call.problem)
     if offsets.shape != (tiles.n + 1,) or offsets.dtype != torch.int64:
         raise ValueError(f"offsets must be [{tiles.n + 1}] int64; got {tuple(offsets.shape)} of {offsets.dtype}")
     if total < 0:
@@ -107,4 +106,4 @@ def pair_list(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
             counts = _counts(tiles, splits)
             before = counts.cumsum(0) - counts
         _launch(tiles, splits, before, offsets.contiguous(), columns, values, total=total)
-    return columns, values
+    return PairList(columns, values)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .reference import Problem
+from .problem import Problem
 from .triton_kernels import PROGRAMS, Tiles
 
 WORKSPACE = 128 * 2**20
@@ -65,10 +65,10 @@ def merged(keys: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, tor
     return best, columns.gather(0, split)[0].long()
 
 
-def prepared(*fields: object) -> Tiles:
-    """The problem of an op's first arguments, for kernels that hold many numbers of every pair of a part: its parts are
+def prepared(problem: Problem) -> Tiles:
+    """The problem for kernels that hold many numbers of every pair of a part: its parts are
     narrow, and it has 8 warps where a thread of 4 would have 64 similarities."""
-    tiles = Tiles(Problem(*fields), 3)  # type: ignore[arg-type]
+    tiles = Tiles(problem, 3)
     c = tiles.config
     if tiles.m + c.columns > NO_COLUMN.value:
         raise ValueError(f"ref must have fewer than 2^31 rows on a GPU; got {tiles.m}")

@@ -6,14 +6,12 @@ The random numbers belong to the pair, whatever the tiles and the splits.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 from .._triton_launch import launch
-from .op import check_tile
+from .problem import SampleCall, check_tile
 from .triton_order import best_of, key_dtype, lowest, merged, ordered, prepared, splits_within
 from .triton_tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
@@ -104,16 +102,16 @@ def draw_kernel(
     tl.store(column_ptr + out, best_columns, mask=mask)
 
 
-def pair_sample(*args: Any) -> torch.Tensor:
-    *problem, draws, seed, weights, p0, p1, temperature, row_tile, column_tile = args
-    check_tile(row_tile, column_tile)
+def pair_sample(call: SampleCall) -> torch.Tensor:
+    problem, draws, seed, weights, p0, p1, temperature, tile = call
+    check_tile(tile)
     if draws < 0:
         raise ValueError(f"draws must be at least 0; got {draws}")
     if weights not in ("exponential", "distance"):
         raise ValueError(f"weights must be exponential or distance; got {weights!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0; got {temperature}")
-    tiles = prepared(*problem)
+    tiles = prepared(problem)
     if tiles.n == 0 or tiles.m == 0 or draws == 0:
         return tiles.x.new_full((tiles.n, draws), -1, dtype=torch.int64)
     dtype = key_dtype(tiles.dtype)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .._triton_launch import launch
-from .op import check_tile
+from .problem import TopK, TopKCall, check_tile
 from .triton_kernels import PROGRAMS, Tiles
 from .triton_order import (
     NO_COLUMN,
@@ -193,12 +193,12 @@ def _better(best: Any, keys: torch.Tensor, first_column: int, k: int, dtype: tor
     return _first(torch.cat([best[0], found], 1), torch.cat([best[1], at], 1), k)
 
 
-def pair_top_k(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *problem, k, row_tile, column_tile = args
-    check_tile(row_tile, column_tile)
+def pair_top_k(call: TopKCall) -> TopK:
+    k = call.k
+    check_tile(call.tile)
     if k < 0:
         raise ValueError(f"k must be at least 0; got {k}")
-    tiles = prepared(*problem)
+    tiles = prepared(call.problem)
     values = tiles.x.new_full((tiles.n, k), -torch.inf, dtype=tiles.dtype)
     indices = tiles.x.new_full((tiles.n, k), -1, dtype=torch.int64)
     reached = min(k, tiles.m)
@@ -206,4 +206,4 @@ def pair_top_k(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         keys, columns = (_short if reached <= _LARGEST_LIST[tiles.x.element_size()] else _long)(tiles, reached)
         indices[:, :reached] = columns
         values[:, :reached] = numbers(keys, columns >= 0)
-    return values, indices
+    return TopK(values, indices)

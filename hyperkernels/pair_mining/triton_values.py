@@ -11,9 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .._dtypes import accumulate_dtype
 from .._triton_launch import launch
 from .._triton_math import load, root
-from .reference import accumulate_dtype
+from .problem import PairGradients, ValuesBackwardCall, ValuesCall
 
 _SIMILARITIES = ("dot", "euclidean", "squared_euclidean")
 
@@ -117,9 +118,8 @@ def _blocks(d: int) -> tuple[int, int]:
     return 4096 // depth, depth
 
 
-def pair_values(
-    x: torch.Tensor, ref: torch.Tensor | None, rows: torch.Tensor, columns: torch.Tensor, similarity: str
-) -> torch.Tensor:
+def pair_values(call: ValuesCall) -> torch.Tensor:
+    x, ref, rows, columns, similarity = call
     x, other, rows, columns = _checked(x, ref, rows, columns, similarity)
     pairs, d = len(rows), x.shape[1]
     values = x.new_empty(pairs, dtype=accumulate_dtype(x.dtype))
@@ -152,16 +152,8 @@ def _gather(
     return gradient
 
 
-def pair_values_backward(
-    d: torch.Tensor,
-    x: torch.Tensor,
-    ref: torch.Tensor | None,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    similarity: str,
-    need_x: bool,
-    need_ref: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_values_backward(call: ValuesBackwardCall) -> PairGradients:
+    d, x, ref, rows, columns, similarity, need_x, need_ref = call
     x, other, rows, columns = _checked(x, ref, rows, columns, similarity)
     if d.shape != rows.shape or d.dtype != accumulate_dtype(x.dtype):
         raise ValueError(f"d must be [{len(rows)}] of {accumulate_dtype(x.dtype)}; got {tuple(d.shape)} of {d.dtype}")
@@ -169,16 +161,16 @@ def pair_values_backward(
     if similarity == "squared_euclidean":
         weight = 2 * weight
     elif similarity == "euclidean":
-        value = pair_values(x, ref, rows, columns, similarity)
+        value = pair_values(ValuesCall(x, ref, rows, columns, similarity))
         weight = torch.where(value == 0, 0, weight / -value)
     dx, dref = x.new_empty(0), x.new_empty(0)
     if ref is None:
         if need_x:
             ends = torch.cat([rows, columns]), torch.cat([columns, rows])
             dx = _gather(x, x, *ends, torch.cat([weight, weight]), similarity)
-        return dx, dref
+        return PairGradients(dx, dref)
     if need_x:
         dx = _gather(x, other, rows, columns, weight, similarity)
     if need_ref:
         dref = _gather(other, x, columns, rows, weight, similarity)
-    return dx, dref
+    return PairGradients(dx, dref)

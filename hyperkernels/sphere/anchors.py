@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .. import _check
+from .._dtypes import accumulate_dtype
 from ..pair_mining.pairs import unit_rows
-from .reference import EPS, accumulate_dtype
+from .reference import EPS
 
 
 class AnchorMemory(torch.nn.Module):

@@ -7,24 +7,28 @@ from typing import Any
 import torch
 
 from .. import _check
+from .._dtypes import accumulate_dtype
 from ..pair_mining import selections
 from ..pair_mining.losses.spread import log_mean_exp_of
 from ..pair_mining.pairs import Pairs, unit_rows
 from .once import Slope
-from .reference import EPS, accumulate_dtype
+from .reference import EPS
 
 _BLOCK = 2**20  # pairs of points that the Riesz energy holds at a time
 REDUCTIONS = ("mean", "sum")
 
 
 class _Riesz(torch.autograd.Function):
-    """The sum over ordered pairs of unit rows in float64. A block of rows is made once, for energy and gradient."""
+    """The sum over ordered pairs of unit rows in float64, and where it is wanted its gradient: a block of rows is made
+    once for both."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, unit: torch.Tensor, s: float, floor: float) -> torch.Tensor:
+    def forward(unit: torch.Tensor, s: float, floor: float, wanted: bool) -> tuple[torch.Tensor, torch.Tensor]:
         n, factor = len(unit), s or 1.0
-        energy = unit.new_zeros(())
-        gradient = torch.zeros_like(unit) if ctx.needs_input_grad[0] else None
+        energy = torch.zeros_like(unit[:1, :1].sum())
+        gradient = torch.zeros_like(unit) if wanted else None
         first = 0
         while first < n:
             last = min(n, first + max(1, _BLOCK // (n - first)))
@@ -38,18 +42,21 @@ class _Riesz(torch.autograd.Function):
             # Below the floor it goes on as a straight line in the squared distance.
             value += held.sub_(square).mul_(slope).mul_(factor / 2)
             value.diagonal().zero_()
-            energy += 2 * value.sum() - value[:, : last - first].sum()
+            energy = energy + 2 * value.sum() - value[:, : last - first].sum()
             if gradient is not None:
                 gradient[first:last] += slope @ after
                 gradient[last:] += slope[:, last - first :].T @ block
             first = last
-        if gradient is not None:
-            ctx.save_for_backward(gradient.mul_(2 * factor), unit)
-        return energy
+        return energy, unit.new_empty(0) if gradient is None else gradient.mul_(2 * factor)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return Slope.apply(grad, *ctx.saved_tensors), None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        ctx.save_for_backward(output[1], inputs[0])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return Slope.apply(grad, *ctx.saved_tensors), None, None, None
 
 
 def riesz_energy(
@@ -81,7 +88,8 @@ def riesz_energy(
     _check.choice("reduction", reduction, REDUCTIONS)
     floor = _check.number("min_distance", min_distance, above=0.0, maximum=2.0)
     n = len(x)
-    energy = _Riesz.apply(unit_rows(x.double(), EPS), s, floor)
+    unit = unit_rows(x.double(), EPS)
+    energy, _ = _Riesz.apply(unit, s, floor, torch.is_grad_enabled() and unit.requires_grad)
     return (energy / max(n * (n - 1), 1) if reduction == "mean" else energy).to(accumulate_dtype(x.dtype))
 
 

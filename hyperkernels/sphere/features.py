@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from .. import _check
+from .._dtypes import accumulate_dtype
 from ..pair_mining.pairs import Pairs
 from .functional import _rows, angle
-from .reference import accumulate_dtype
 
 MEASURES = ("angle", "euclidean")
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from .. import _check
+from .._dtypes import accumulate_dtype
 from ..unit_norm.functional import unit_norm
 from . import op
-from .reference import accumulate_dtype
 
 
 def _rows(first: str, x: Any, second: str, y: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Size]:

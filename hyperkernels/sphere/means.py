@@ -6,10 +6,11 @@ import torch
 
 from .. import _check
 from .._autocast import autocast
+from .._dtypes import accumulate_dtype
 from ..pair_mining.pairs import Pairs, unit_rows
 from ..unit_norm.functional import unit_norm
 from .functional import exp_map
-from .reference import EPS, accumulate_dtype
+from .reference import EPS
 from .segments import segment_mean
 
 _SERIES = 12  # terms of theta / sin(theta) in sin(theta / 2)^2, right to the last digit of float64 below _SERIES_END

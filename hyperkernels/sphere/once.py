@@ -11,9 +11,15 @@ import torch
 class Slope(torch.autograd.Function):
     """grad * slope, the gradient of a function of x."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, grad: torch.Tensor, slope: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def forward(grad: torch.Tensor, slope: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return grad * slope
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> NoReturn:

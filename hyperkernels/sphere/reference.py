@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import torch
 
+from .._dtypes import accumulate_dtype
 from ..unit_norm.reference import yardstick
 
 EPS = 1e-12
 # |y^ + x^| in units of the dtype's epsilon, below which two points count as opposite: every great circle through x^ is
 # then a shortest way, and the one through its smallest coordinate's axis is taken, with no gradient to the points.
 OPPOSITE = 16.0
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _length(v: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,9 @@ import math
 import torch
 
 from .. import _check
+from .._dtypes import accumulate_dtype
 from ..unit_norm.functional import unit_norm
 from .functional import tangent
-from .reference import accumulate_dtype
 
 # Of every proposal at least 0.65 are accepted (0.66 for d = 2 and large kappa, 0.69 at d = 3, more above): the chance
 # that none of these is, when the last one is taken all the same, is below the rounding of a float64.

@@ -22,12 +22,27 @@ import torch
 import triton
 import triton.language as tl
 
+from .._dtypes import accumulate_dtype
 from .._triton_launch import launch
 from .._triton_math import load
 from . import triton_points as points
 from . import triton_residual as residuals
 from . import triton_vectors as vectors
-from .reference import accumulate_dtype
+from .problem import (
+    PointsBackwardCall,
+    PointsCall,
+    PointsGradients,
+    ResidualBackwardCall,
+    ResidualCall,
+    ResidualGradients,
+    ScaledBackwardCall,
+    ScaledCall,
+    ScaledGradients,
+    SegmentSumCall,
+    VectorsBackwardCall,
+    VectorsCall,
+    VectorsGradients,
+)
 from .triton_rows import BACKWARD, FORWARD, Configuration, columns, configuration
 
 # Rows of partial sums that a backward pass leaves for alpha or scale: the GPU's multiprocessors several times over.
@@ -80,7 +95,8 @@ def _over_rows(module: Any, name: str, tile: int, x: torch.Tensor, *args: Any, *
 
 
 def _gradients(tensors: list[torch.Tensor | None], needed: list[bool]) -> list[torch.Tensor | None]:
-    return [x.new_empty(x.shape) if need else None for x, need in zip(tensors, needed, strict=True)]
+    given = zip(tensors, needed, strict=True)
+    return [x.new_empty(x.shape) if need and x is not None else None for x, need in given]
 
 
 def _filled(results: list[torch.Tensor | None], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -88,8 +104,9 @@ def _filled(results: list[torch.Tensor | None], like: torch.Tensor) -> tuple[tor
     return tuple(like.new_empty(0) if result is None else result for result in results)
 
 
-def sphere_points(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor | None, kind: str) -> torch.Tensor:
+def sphere_points(call: PointsCall) -> torch.Tensor:
     """The op `sphere_points_triton`. Floor: 2 reads and, but for the angle, 1 write of the rows."""
+    x, y, t, kind = call
     code = _kind(kind, points.KINDS)
     _check(x, y=y)
     t = _numbers("t", t, x.shape[:1], x) if kind == "slerp" else None
@@ -102,33 +119,26 @@ def sphere_points(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor | None, kind
     return out
 
 
-def sphere_points_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    t: torch.Tensor | None,
-    kind: str,
-    need_x: bool,
-    need_y: bool,
-    need_t: bool,
-) -> tuple[torch.Tensor, ...]:
+def sphere_points_backward(call: PointsBackwardCall) -> PointsGradients:
     """The op `sphere_points_backward_triton`. Floor: 3 reads (the angle: 2) and a write of each gradient of rows."""
+    grad, (x, y, t, kind), *needs = call
     code = _kind(kind, points.KINDS)
     _check(x, y=y, grad=None if kind == "angle" else grad)
     grad = _numbers("grad", grad, x.shape[:1], x) if kind == "angle" else grad.contiguous()
     t = _numbers("t", t, x.shape[:1], x) if kind == "slerp" else None
     x, y = _rows(x), _rows(y)
-    results = _gradients([x, y, t], [need_x, need_y, need_t and t is not None])
+    results = _gradients([x, y, t], needs)
     if x.numel() > 0:
         args = (grad, x, y, t, *results, x.stride(0), y.stride(0))
         _over_rows(points, "points_backward", BACKWARD, x, *args, KIND=code)
     elif results[2] is not None:
         results[2].zero_()
-    return _filled(results, grad)
+    return PointsGradients(*_filled(results, grad))
 
 
-def sphere_vectors(x: torch.Tensor, v: torch.Tensor, kind: str) -> torch.Tensor:
+def sphere_vectors(call: VectorsCall) -> torch.Tensor:
     """The op `sphere_vectors_triton`. Floor: 2 reads and 1 write of the rows."""
+    x, v, kind = call
     code = _kind(kind, vectors.KINDS)
     _check(x, v=v)
     x, v = _rows(x), _rows(v)
@@ -138,22 +148,22 @@ def sphere_vectors(x: torch.Tensor, v: torch.Tensor, kind: str) -> torch.Tensor:
     return out
 
 
-def sphere_vectors_backward(
-    grad: torch.Tensor, x: torch.Tensor, v: torch.Tensor, kind: str, need_x: bool, need_v: bool
-) -> tuple[torch.Tensor, ...]:
+def sphere_vectors_backward(call: VectorsBackwardCall) -> VectorsGradients:
     """The op `sphere_vectors_backward_triton`. Floor: 3 reads and 2 writes of the rows."""
+    grad, (x, v, kind), *needs = call
     code = _kind(kind, vectors.KINDS)
     _check(x, v=v, grad=grad)
     x, v = _rows(x), _rows(v)
-    results = _gradients([x, v], [need_x, need_v])
+    results = _gradients([x, v], needs)
     if x.numel() > 0:
         args = (grad.contiguous(), x, v, *results, x.stride(0), v.stride(0))
         _over_rows(vectors, "vectors_backward", BACKWARD, x, *args, KIND=code)
-    return _filled(results, grad)
+    return VectorsGradients(*_filled(results, grad))
 
 
-def sphere_residual(h: torch.Tensor, block: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+def sphere_residual(call: ResidualCall) -> torch.Tensor:
     """The op `sphere_residual_triton`. Floor: 2 reads and 1 write of the rows."""
+    h, block, alpha = call
     _check(h, block=block)
     alpha = _numbers("alpha", alpha, h.shape[1:], h)
     h, block = _rows(h), _rows(block)
@@ -174,32 +184,26 @@ def _partial_sums(x: torch.Tensor, shares: int, scale_rows: int, config: Configu
     return new(shares, scale_rows, x.shape[1], dtype=accumulate_dtype(x.dtype), device=x.device)
 
 
-def sphere_residual_backward(
-    grad: torch.Tensor,
-    h: torch.Tensor,
-    block: torch.Tensor,
-    alpha: torch.Tensor,
-    need_h: bool,
-    need_block: bool,
-    need_alpha: bool,
-) -> tuple[torch.Tensor, ...]:
+def sphere_residual_backward(call: ResidualBackwardCall) -> ResidualGradients:
     """The op `sphere_residual_backward_triton`. Floor: 3 reads and 2 writes of the rows."""
+    grad, (h, block, alpha), need_h, need_block, need_alpha = call
     _check(h, block=block, grad=grad)
     alpha = _numbers("alpha", alpha, h.shape[1:], h)
     h, block = _rows(h), _rows(block)
     results = _gradients([h, block], [need_h, need_block])
     if h.numel() == 0:
-        return _filled([*results, torch.zeros_like(alpha) if need_alpha else None], grad)
+        return ResidualGradients(*_filled([*results, torch.zeros_like(alpha) if need_alpha else None], grad))
     config = configuration(h.shape[1], h.element_size(), BACKWARD)
     shares = _shares(h.shape[1], triton.cdiv(h.shape[0], config.block_rows), 1, config)
     sums = _partial_sums(h, shares, 1, config) if need_alpha else None
     args = (grad.contiguous(), h, block, alpha, *results, sums, h.stride(0), block.stride(0))
     _launch(residuals, "residual_backward", config, h, shares, *args)
-    return _filled([*results, None if sums is None else sums.sum((0, 1))], grad)
+    return ResidualGradients(*_filled([*results, None if sums is None else sums.sum((0, 1))], grad))
 
 
-def scaled_unit_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def scaled_unit_norm(call: ScaledCall) -> torch.Tensor:
     """The op `scaled_unit_norm_triton`. Floor: 1 read and 1 write of the rows."""
+    x, scale = call
     _check(x)
     scale = _scale(x, scale)
     x = _rows(x)
@@ -215,23 +219,22 @@ def _scale(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return _numbers("scale", scale, (scale.shape[0], x.shape[1]), x)
 
 
-def scaled_unit_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, need_x: bool, need_scale: bool
-) -> tuple[torch.Tensor, ...]:
+def scaled_unit_norm_backward(call: ScaledBackwardCall) -> ScaledGradients:
     """The op `scaled_unit_norm_backward_triton`. Floor: 2 reads and 1 write of the rows."""
+    grad, (x, scale), need_x, need_scale = call
     _check(x, grad=grad)
     scale = _scale(x, scale)
     x = _rows(x)
     results = _gradients([x], [need_x])
     if x.numel() == 0:
-        return _filled([*results, torch.zeros_like(scale) if need_scale else None], grad)
+        return ScaledGradients(*_filled([*results, torch.zeros_like(scale) if need_scale else None], grad))
     config = configuration(x.shape[1], x.element_size(), BACKWARD)
     groups = triton.cdiv(x.shape[0] // scale.shape[0], config.block_rows)
     shares = _shares(x.shape[1], groups, scale.shape[0], config)
     sums = _partial_sums(x, shares, scale.shape[0], config) if need_scale else None
     args = (grad.contiguous(), x, scale, *results, sums, x.stride(0), scale.shape[0])
     _launch(residuals, "scaled_unit_norm_backward", config, x, shares * scale.shape[0], *args)
-    return _filled([*results, None if sums is None else sums.sum(0)], grad)
+    return ScaledGradients(*_filled([*results, None if sums is None else sums.sum(0)], grad))
 
 
 @triton.jit(do_not_specialize=["segments", "splits"])
@@ -276,12 +279,13 @@ def segment_configuration(dim: int, itemsize: int) -> Configuration:
     return Configuration(min(128, (1024 if itemsize == 8 else 2048) // block_d), block_d, 4)
 
 
-def segment_sum(x: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def segment_sum(call: SegmentSumCall) -> torch.Tensor:
     """The op `segment_sum_triton`: [K, D], row k the sum of the rows x[order[offsets[k] : offsets[k + 1]]].
 
     Where the segments are few, each is summed in parts alike long and the parts in their order: the sums depend on the
     sizes alone. Floor: 1 read of the rows.
     """
+    x, _, order, offsets = call
     _check(x)
     if order.shape != x.shape[:1] or order.dtype != torch.int64:
         raise ValueError(f"order must be int64 [{x.shape[0]}]; got {order.dtype}, {tuple(order.shape)}")

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from .. import _check
+from .._dtypes import accumulate_dtype
 from ..pair_mining.pairs import unit_rows
 from .once import Slope
-from .reference import accumulate_dtype
 
 _ORDER, _TERMS = 32, 10  # of the expansion, whose first term left out is then below 1e-15
 _NEWTON_STEPS = 6
@@ -147,18 +147,25 @@ def _length_and_slope(kappa: torch.Tensor, d: int) -> tuple[torch.Tensor, torch.
 
 
 class _Concentration(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, length: torch.Tensor, d: int) -> torch.Tensor:
+    def forward(length: torch.Tensor, d: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Kappa and its derivative."""
         kappa = length * (d - length**2) / (1 - length**2)
         for _ in range(_NEWTON_STEPS):
             found, slope = _length_and_slope(kappa, d)
             kappa = kappa + (length - found) / slope
         _, slope = _length_and_slope(kappa, d)
-        ctx.save_for_backward(1 / slope, length)
-        return kappa
+        return kappa, 1 / slope
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, int], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        ctx.save_for_backward(output[1], inputs[0])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None]:
         return Slope.apply(grad, *ctx.saved_tensors), None
 
 
@@ -181,7 +188,7 @@ def vmf_concentration(mean_length: torch.Tensor | float, d: int) -> torch.Tensor
     _check.integer("d", d, 2)
     dtype = accumulate_dtype(mean_length.dtype)
     largest = 1 - torch.finfo(dtype).eps / 2
-    return _Concentration.apply(mean_length.double().clamp(-largest, largest), d).to(dtype)
+    return _Concentration.apply(mean_length.double().clamp(-largest, largest), d)[0].to(dtype)
 
 
 def vmf_log_prob(x: torch.Tensor, mu: torch.Tensor, kappa: torch.Tensor | float) -> torch.Tensor:

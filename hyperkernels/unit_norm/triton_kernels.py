@@ -18,6 +18,7 @@ import triton.language as tl
 from .. import _check
 from .._triton_launch import launch
 from .._triton_math import exponent_of, grow, held, load, no_sums, power_of_two, quotient, root
+from .op import UnitNormBackwardCall, UnitNormCall, UnitNormInPlaceCall
 
 
 @triton.jit
@@ -242,8 +243,9 @@ def _check_rows(x: torch.Tensor) -> None:
         raise ValueError("x must have at least one dimension; got a scalar")
 
 
-def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+def unit_norm(call: UnitNormCall) -> torch.Tensor:
     """x / max(|x|, eps) over the last dimension; contiguous."""
+    x, eps = call
     _check_rows(x)
     x = x.contiguous()
     y = torch.empty_like(x)
@@ -251,8 +253,9 @@ def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     return y
 
 
-def unit_norm_(x: torch.Tensor, eps: float) -> None:
+def unit_norm_(call: UnitNormInPlaceCall) -> None:
     """The same, written over x."""
+    x, eps = call
     _check_rows(x)
     y = x.contiguous()
     _launch(forward_kernel, forward_wide_kernel, (y, y), eps)
@@ -260,8 +263,9 @@ def unit_norm_(x: torch.Tensor, eps: float) -> None:
         x.copy_(y)
 
 
-def unit_norm_backward(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
+def unit_norm_backward(call: UnitNormBackwardCall) -> torch.Tensor:
     """The gradient of `unit_norm` with respect to x; contiguous."""
+    grad, x, eps = call
     _check_rows(x)
     if grad.shape != x.shape or grad.dtype != x.dtype:
         raise ValueError(

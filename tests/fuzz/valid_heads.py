@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from margin_softmax_kernel_cases import PARAMETERS, Case, make
 
-from hyperkernels.margin_softmax import op
+from hyperkernels.margin_softmax import problem
 from hyperkernels.margin_softmax.negatives import SUMS
+from hyperkernels.margin_softmax.problem import plan_triton
 
 from .registry import Arguments, Context, valid
 
@@ -33,9 +34,9 @@ def _case(c: Context) -> Case:
 
 
 def _tiles(c: Context, case: Case) -> tuple[int, int]:
-    count = op.count_classes(case.weight, case.classes, case.options.sub_centers)
+    count = problem.count_classes(case.weight, case.classes, case.options.sub_centers)
     if c.triton:
-        return op.plan_triton(1, count, case.options.sub_centers, case.x.shape[1], case.x.dtype, 0)
+        return plan_triton(1, count, case.options.sub_centers, case.x.shape[1], case.x.dtype, 0)
     block = c.choice(1, 3, 7, 64, 512)
     return block, c.random.randint(0, -(-count // block))
 
@@ -69,7 +70,10 @@ def class_statistics_backward(c: Context) -> Arguments:
     out = forward(*_problem(case).values(), *case.options, *tiles, 0.0, None)
     skip = torch.empty(0, dtype=torch.uint8)
     if case.negatives.kind not in SUMS and c.chance(0.3):
-        groups, count = -(-len(case.x) // op.SKIP_ROWS[suffix]), len(out[12]) // case.options.sub_centers
+        groups, count = (
+            -(-len(case.x) // problem.SKIP_ROWS["triton" if c.triton else "cpp"]),
+            len(out[12]) // case.options.sub_centers,
+        )
         skip = torch.randint(2, (groups, -(-count // tiles[0])), dtype=torch.uint8)
     names = ("d_neg_lse", "d_target_cos", "d_x_norm", "d_neg_cos_sum")
     saved = {"x_norm": 2, "target_center": 6, "top": 9, "log_sum": 10, "w_norm": 12, "kept": 14}
@@ -84,10 +88,3 @@ def class_statistics_backward(c: Context) -> Arguments:
         "need_class_scale": case.class_scale is not None and c.chance(0.8),
         "need_bias": case.bias is not None and c.chance(0.8),
     }
-
-
-@valid("class_statistics_dscale")
-def class_statistics_dscale(c: Context) -> Arguments:
-    n = c.size()
-    names = ("d_neg_lse", "scale_slope", "scale")
-    return {name: torch.randn(n) for name in names} | {"x": torch.randn(n, 3), "weight": torch.randn(4, 3)}

@@ -6,8 +6,9 @@ import pair_cases
 import torch
 from pair_selection_kernel_cases import SELECTS, SIMILARITIES, make, make_edges
 
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.pair_mining.op import Columns
-from hyperkernels.pair_mining.reference import Problem, accumulate_dtype
+from hyperkernels.pair_mining.reference import Problem
 
 from .registry import Arguments, Context, valid
 
@@ -114,7 +115,7 @@ def _statistics(c: Context) -> tuple[pair_cases.Case, Arguments]:
 def statistics(c: Context) -> Arguments:
     case, sides = _statistics(c)
     kind, p0, p1 = case.transform
-    asked = {"moments": case.moments, "extremes": case.extremes, "transform": kind, "p0": p0, "p1": p1}
+    asked = {"moments": case.moments, "extremes": case.extremes, "name": kind, "p0": p0, "p1": p1}
     return case.problem._asdict() | sides | asked | _tile(c)
 
 
@@ -132,11 +133,5 @@ def statistics_backward(c: Context) -> Arguments:
     ref_coefficients, ref_value = numbers(case.problem.ref if case.columns is not None else None)
     of_rows = {"coefficients": coefficients, "scale": sides["scale"], "offset": sides["offset"], "value": value}
     of_columns = {name: sides[name] for name in ("columns", "ref_lower", "ref_upper", "ref_scale", "ref_offset")}
-    rest = {"ref_coefficients": ref_coefficients, "ref_value": ref_value, "transform": kind, "p0": p0, "p1": p1}
+    rest = {"ref_coefficients": ref_coefficients, "ref_value": ref_value, "name": kind, "p0": p0, "p1": p1}
     return case.problem._asdict() | of_rows | of_columns | rest | _tile(c) | _needs(c, case.problem.ref)
-
-
-@valid("pair_parameter_gradient")
-def parameter_gradient(c: Context) -> Arguments:
-    n = c.size()
-    return {"gradient": torch.randn(n), "slope": torch.randn(n), "x": torch.randn(n, 3), "ref": None, "scale": None}

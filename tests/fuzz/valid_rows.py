@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from sphere_triton_cases import OPERATIONS, inputs
 
-from hyperkernels.sphere.reference import accumulate_dtype
+from hyperkernels._dtypes import accumulate_dtype
 
 from .registry import Arguments, Context, valid
 

@@ -12,8 +12,10 @@ from accuracy import assert_as_accurate
 from support import combinations
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import op, reference, triton_kernels, triton_transforms
+from hyperkernels._dtypes import accumulate_dtype
+from hyperkernels.margin_softmax import op, reference, triton_kernels, triton_plans, triton_transforms
 from hyperkernels.margin_softmax.negatives import KINDS, SUMS, negatives
+from hyperkernels.margin_softmax.problem import Options, RowStatistics
 
 IGNORED, ABSENT = -100, -7
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 3e-3}
@@ -26,7 +28,7 @@ PARAMETERS = {
     "sphereface2": {"margin": 0.3, "power": 3.0, "straight": 0.0},
     "uniface": {},
 }
-NAMES = op.RowStatistics._fields
+NAMES = RowStatistics._fields
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -41,8 +43,8 @@ class Problem:
     """Leaves and constants of one call; the first rows are ignored and absent where there are enough."""
 
     def __init__(self, n, c, d, dtype=torch.float32, kind="cosine", per_class=False, special=True, **options):
-        self.options = op.Options(kind, ignore_index=IGNORED, absent_index=ABSENT)._replace(**options)
-        k, accumulator = self.options.sub_centers, op.accumulate_dtype(dtype)
+        self.options = Options(kind, ignore_index=IGNORED, absent_index=ABSENT)._replace(**options)
+        k, accumulator = self.options.sub_centers, accumulate_dtype(dtype)
         x, weight = torch.randn(n, d) * 2, torch.randn(c * k, d) * torch.rand(c * k, 1).add(0.3)
         if not self.options.normalize_x:
             x /= 2 * d**0.5
@@ -141,7 +143,7 @@ def test_ragged(n, c, d):
 
 @pytest.mark.parametrize(("dtype", "n", "c", "d"), [(torch.float16, 33, 300, 72), (torch.float32, 20, 150, 40)])
 def test_production_tiles(dtype, n, c, d):
-    check(Problem(n, c, d, dtype), triton_kernels.tile_classes(d, dtype, 1))
+    check(Problem(n, c, d, dtype), triton_plans.tile_classes(d, dtype, 1))
 
 
 @pytest.mark.parametrize("kind", combinations(["cosine", "quadratic", "sface"], everyday=lambda kind: kind == "cosine"))
@@ -354,8 +356,8 @@ def test_offsets_of_far_classes_do_not_wrap(monkeypatch):
     norms = torch.ones(c)
     norms[first * block :] = near.weight.detach().float().norm(dim=1)
     right, truth = near.kernels(block), near.gradients(near.kernels(block), [near.x, near.weight])
-    monkeypatch.setattr(triton_kernels.Problem, "chunks", lambda *_: [(first, 1)])
-    monkeypatch.setattr(triton_kernels.Problem, "center_norms", lambda _: norms)
+    monkeypatch.setattr(triton_kernels.Launches, "chunks", lambda *_: [(first, 1)])
+    monkeypatch.setattr(triton_kernels.Launches, "center_norms", lambda _, out: out.copy_(norms))
     ours = far.kernels(block)
     for name, mine, other in zip(NAMES, ours, right, strict=False):
         offset = first * block if name == "hardest_class" else 0
@@ -374,7 +376,7 @@ def test_determinism():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_through_the_public_function(dtype, monkeypatch):
-    monkeypatch.setattr(triton_kernels, "tile_classes", lambda *_: 16)
+    monkeypatch.setattr(triton_plans, "tile_classes", lambda *_: 16)
     x, weight = (torch.randn(n, 24).to(dtype).requires_grad_() for n in (6, 50))
     target = torch.randint(50, (6,))
     results = {}

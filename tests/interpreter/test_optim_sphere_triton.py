@@ -4,11 +4,12 @@ waits for a GPU."""
 import pytest
 import sphere_optim_cases as cases
 import torch
+from launchers import launchers
 
 import hyperkernels as hk
 from hyperkernels.optim import triton_sphere
 
-TRITON = {kind: getattr(triton_sphere, f"sphere_{kind}_") for kind in ("sgd", "adam")}
+TRITON = {kind: getattr(launchers, f"sphere_{kind}_") for kind in ("sgd", "adam")}
 pytestmark = [pytest.mark.interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]
 
 

@@ -7,11 +7,12 @@ import optim_cases as cases
 import pytest
 import torch
 from support import combinations
+from launchers import launchers
 
 import hyperkernels as hk
 from hyperkernels.optim import triton_kernels
 
-TRITON = {kind: getattr(triton_kernels, f"{kind}_rows_") for kind in ("sgd", "adamw")}
+TRITON = {kind: getattr(launchers, f"{kind}_rows_") for kind in ("sgd", "adamw")}
 pytestmark = [pytest.mark.interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]
 
 

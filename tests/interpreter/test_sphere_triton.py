@@ -7,6 +7,7 @@ import sphere_triton_cases as cases
 import torch
 import triton
 import triton.language as tl
+from launchers import launchers
 
 import hyperkernels as hk
 from hyperkernels.sphere import triton_kernels, triton_rows
@@ -119,7 +120,7 @@ def test_segment_sum(rows, dim, segments, dtype):
 def test_segments_of_nothing():
     none = torch.zeros(0, dtype=torch.int64)
     for segments in (0, 3):
-        sums = triton_kernels.segment_sum(torch.empty(0, 5), none, none, torch.zeros(segments + 1, dtype=torch.int64))
+        sums = launchers.segment_sum(torch.empty(0, 5), none, none, torch.zeros(segments + 1, dtype=torch.int64))
         assert torch.equal(sums, torch.zeros(segments, 5))
 
 
@@ -128,7 +129,7 @@ def test_segments_lie_within_the_rows_whatever_the_offsets_say(offset):
     x = torch.randn(9, 5)
     labels, order = torch.zeros(9, dtype=torch.int64), torch.arange(9)
     begin, end = min(offset, 4), max(offset, 4)
-    sums = triton_kernels.segment_sum(x, labels, order, torch.tensor([begin, end, end]))
+    sums = launchers.segment_sum(x, labels, order, torch.tensor([begin, end, end]))
     torch.testing.assert_close(sums[0], x[max(begin, 0) : min(end, 9)].sum(0))
     assert torch.equal(sums[1], torch.zeros(5))
 
@@ -185,17 +186,17 @@ def test_far_rows_do_not_wrap(program, rows):
 def test_what_does_not_fit_is_refused():
     x, t = torch.randn(4, 3), torch.rand(4)
     for call, said in (
-        (lambda: triton_kernels.sphere_points(x, x[:2], t, "slerp"), "y must be"),
-        (lambda: triton_kernels.sphere_points(x, x.double(), None, "log"), "y must be"),
-        (lambda: triton_kernels.sphere_points(x, x, t[:3], "slerp"), "t must be"),
-        (lambda: triton_kernels.sphere_points(x, x, None, "slerp"), "t must be"),
-        (lambda: triton_kernels.sphere_points(x, x, t, "cosine"), "kind must be"),
-        (lambda: triton_kernels.sphere_points_backward(x, x, x, None, "angle", True, True, False), "grad must be"),
-        (lambda: triton_kernels.sphere_vectors(x, x.t(), "exp"), "v must be"),
-        (lambda: triton_kernels.sphere_residual(x, x, t), "alpha must be"),
-        (lambda: triton_kernels.scaled_unit_norm(x, torch.rand(3, 3)), "scale must be"),
-        (lambda: triton_kernels.scaled_unit_norm(x, torch.rand(2, 3).double()), "scale must be"),
-        (lambda: triton_kernels.scaled_unit_norm(x.int(), torch.rand(2, 3)), "rows must be"),
+        (lambda: launchers.sphere_points(x, x[:2], t, "slerp"), "y must be"),
+        (lambda: launchers.sphere_points(x, x.double(), None, "log"), "y must be"),
+        (lambda: launchers.sphere_points(x, x, t[:3], "slerp"), "t must be"),
+        (lambda: launchers.sphere_points(x, x, None, "slerp"), "t must be"),
+        (lambda: launchers.sphere_points(x, x, t, "cosine"), "kind must be"),
+        (lambda: launchers.sphere_points_backward(x, x, x, None, "angle", True, True, False), "grad must be"),
+        (lambda: launchers.sphere_vectors(x, x.t(), "exp"), "v must be"),
+        (lambda: launchers.sphere_residual(x, x, t), "alpha must be"),
+        (lambda: launchers.scaled_unit_norm(x, torch.rand(3, 3)), "scale must be"),
+        (lambda: launchers.scaled_unit_norm(x, torch.rand(2, 3).double()), "scale must be"),
+        (lambda: launchers.scaled_unit_norm(x.int(), torch.rand(2, 3)), "rows must be"),
     ):
         with pytest.raises(ValueError, match=said):
             call()

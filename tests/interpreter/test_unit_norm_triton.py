@@ -7,12 +7,13 @@ import triton.language as tl
 import unit_norm_cases as cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launchers import launchers
 
 import hyperkernels as hk
 from hyperkernels.unit_norm import triton_kernels
 
 DTYPES = (torch.float32, torch.float16, torch.float64)
-KERNELS = cases.Kernels(triton_kernels.unit_norm, triton_kernels.unit_norm_backward, triton_kernels.unit_norm_)
+KERNELS = cases.Kernels(launchers.unit_norm, launchers.unit_norm_backward, launchers.unit_norm_)
 
 pytestmark = [
     pytest.mark.interpreter,

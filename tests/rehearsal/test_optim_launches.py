@@ -23,7 +23,7 @@ def turns(cases, first):
 
 @pytest.mark.parametrize(("kind", "name", "dtype"), turns(rows.CASES, ("momentum", "usual")))
 def test_rows(kind, name, dtype):
-    function = getattr(torch.ops.hyperkernels, f"{kind}_rows_triton")
+    function = getattr(torch.ops.hyperkernels, f"{kind}_rows__triton")
     options = rows.OPTIONS[kind][name]
     for total, dim, count in ((4, 3, 0), (1, 1, None), (5, 600, 3)):
         problem = rows.problem(kind, total, dim, count, dtype)
@@ -33,7 +33,7 @@ def test_rows(kind, name, dtype):
 
 @pytest.mark.parametrize(("kind", "name", "dtype"), turns(sphere.CASES, ("momentum", "usual")))
 def test_sphere(kind, name, dtype):
-    function = getattr(torch.ops.hyperkernels, f"sphere_{kind}_triton")
+    function = getattr(torch.ops.hyperkernels, f"sphere_{kind}__triton")
     options = sphere.OPTIONS[kind][name]
     sphere.run(function, sphere.problem(kind, name, [(1, 1), (0, 4), (4, 0), (1, 20000)], dtype), options, lr=1)
     sphere.run(function, sphere.problem(kind, name, [(3, 600)], dtype), options, lr=0.1, **SCALED)

@@ -5,8 +5,8 @@ import pretend_driver
 import pytest
 import torch
 
+from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.pair_mining import triton_lists, triton_samples, triton_top_k
-from hyperkernels.pair_mining.reference import accumulate_dtype
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(1, 1, 1), (33, 129, 100), (3, 5, 0), (0, 3, 2), (3, 0, 2)]

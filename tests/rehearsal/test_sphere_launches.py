@@ -3,8 +3,7 @@
 import pytest
 import sphere_triton_cases as cases
 import torch
-
-from hyperkernels.sphere import triton_kernels as family
+from launchers import launchers
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,6 +36,6 @@ def test_segment_sum(dtype):
     for rows, dim, segments in ((1, 1, 1), (0, 3, 2), (300, 300, 2), (5, 3, 5)):
         labels = torch.arange(rows) % segments
         offsets = torch.bincount(labels, minlength=segments).cumsum(0)
-        family.segment_sum(
+        launchers.segment_sum(
             torch.ones(rows, dim, dtype=dtype), labels, labels.argsort(), torch.nn.functional.pad(offsets, (1, 0))
         )

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ... import _check
+from ..._dtypes import accumulate_dtype
 from ...pair_mining.listed import ListedPairs
 from ...pair_mining.pairs import Listed, Pairs
-from ...pair_mining.reference import accumulate_dtype
 from .distances import Space
 
 Indices = tuple[torch.Tensor, ...]

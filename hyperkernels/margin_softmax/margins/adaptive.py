@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ... import _check
-from ..op import RowStatistics
+from ..problem import RowStatistics
 from .angles import GRADIENTS, add_angle, angle, carry, follow, known, mean_over, snapshot, trace
 from .base import Margin, Rows
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from ... import _check
-from ..op import RowStatistics
-from ..order import pick
+from ..._order import pick
+from ..problem import RowStatistics
 from .angles import GRADIENTS, PAST_PI, add_angle, angle, carry, trace
 from .base import Margin, Rows
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..order import total
+from ..._order import total
 from .base import Rows
 
 GRADIENTS = ("exact", "straight_through")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..negatives import COSINE, Negatives
-from ..op import RowStatistics
+from ..problem import RowStatistics
 
 Callback = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

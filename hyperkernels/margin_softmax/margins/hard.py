@@ -7,7 +7,7 @@ import torch
 
 from ... import _check
 from ..negatives import Negatives, negatives
-from ..op import RowStatistics
+from ..problem import RowStatistics
 from .additive import ArcFace
 from .angles import GRADIENTS, PAST_PI, add_angle, follow, known, mean_over, snapshot
 from .base import Callback, Margin, Rows, as_margin

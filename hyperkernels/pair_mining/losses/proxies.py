@@ -8,9 +8,9 @@ import torch
 
 from ... import _check
 from ..._autocast import autocast
+from ..._dtypes import accumulate_dtype
 from ..codes import run_starts
 from ..pairs import LINEAR, Pairs
-from ..reference import accumulate_dtype
 from .common import REDUCTIONS, Number, blocks, normalized, numbered, recomputed, reduce_counted, scalar, softplus
 from .softmax import nca_of
 

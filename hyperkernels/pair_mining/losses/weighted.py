@@ -12,7 +12,7 @@ import torch
 from ... import _check
 from ..ordered import row_sums, take
 from ..pairs import LINEAR, Pairs
-from ..reference import Statistics, Transform
+from ..problem import Statistics, Transform
 from .common import DISTANCES, MEANS, REDUCTIONS, in_similarity, pairs_of, reduce, softplus, thresholds
 
 SCOPES = ("anchor", "batch")

@@ -9,7 +9,8 @@ import torch
 
 from ... import _check
 from ..pairs import Pairs
-from ..reference import Problem, philox
+from ..problem import Problem
+from ..reference import philox
 
 # Where the work is cut into parts of rows: the elements of the temporaries of a part, and the least rows of one.
 _PART, _SMALLEST_PART = 1 << 26, 1024

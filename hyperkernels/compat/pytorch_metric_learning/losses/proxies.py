@@ -14,7 +14,7 @@ import torch
 from ....pair_mining.losses.proxies import proxy_anchor_of, soft_triple
 from ....pair_mining.losses.softmax import nca_of
 from ....pair_mining.pairs import Pairs
-from ....pair_mining.reference import Statistics
+from ....pair_mining.problem import Statistics
 from ..batches import Batch, sample_weights
 from ..distances import CosineSimilarity, Space, require_space
 from ..reducers import DivisorReducer
