@@ -1,14 +1,13 @@
 """Fused kernels for training on the unit hypersphere."""
 
-from . import distributed, nn, optim, sphere
+from . import distributed, losses, margins, mining, nn, optim, sphere
 from ._backend import backend
 from ._version import __version__
-from .margin_softmax import margins, sub_centers
-from .margin_softmax.functional import ClassStatistics, class_statistics, margin_softmax_loss
-from .margin_softmax.sum_functional import sface_loss, sphereface2_loss, uniface_loss
-from .pair_mining import losses, mining
-from .pair_mining.functional import PairStatistics, pair_statistics
-from .unit_norm.functional import unit_norm, unit_norm_
+from .heads import sub_centers
+from .heads.functional import ClassStatistics, class_statistics, margin_softmax_loss
+from .heads.sum_functional import sface_loss, sphereface2_loss, uniface_loss
+from .pairs.functional import PairStatistics, pair_statistics
+from .unit_norm import unit_norm, unit_norm_
 
 __all__ = [
     "ClassStatistics",

@@ -44,7 +44,7 @@ class Resources(NamedTuple):
 
 def architecture(target: str) -> Callable[[Any], str]:
     """Stands for `_gpu.architecture` in launchers whose tensors are on no device: as if they were on the target's."""
-    from hyperkernels import _gpu
+    from hyperkernels.kernels.triton import gpu as _gpu
 
     return lambda device: "gfx" if target.startswith("gfx") else _gpu.table(int(target[3:]) // 10)
 
@@ -118,7 +118,7 @@ def compile_triton(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from hyperkernels._triton_launch import FP_FUSION
+    from hyperkernels.kernels.triton.launch import FP_FUSION
 
     options = {"enable_fp_fusion": FP_FUSION} | options
     order = kernel.arg_names

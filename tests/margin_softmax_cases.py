@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 import hyperkernels as hk
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.margin_softmax import reference
-from hyperkernels.margin_softmax.problem import Options
+from hyperkernels.kernels.margin_softmax import reference
+from hyperkernels.kernels.margin_softmax.problem import Options
 
 BACKENDS = ("cpp", "reference")
 MARGINS = (hk.margins.NormFace(), hk.margins.CosFace(0.35), hk.margins.ArcFace(0.5))

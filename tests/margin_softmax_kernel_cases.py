@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.margin_softmax import op, reference
-from hyperkernels.margin_softmax.negatives import SUMS, Negatives, negatives
-from hyperkernels.margin_softmax.problem import Options
+from hyperkernels.kernels.margin_softmax import op, reference
+from hyperkernels.kernels.margin_softmax.negatives import SUMS, Negatives, negatives
+from hyperkernels.kernels.margin_softmax.problem import Options
 
 PARAMETERS = {
     "cosine": {},

@@ -65,7 +65,7 @@ exec(os.environ.get("MUTANT_PYTHON", ""))
 
 @dataclass(frozen=True)
 class Mutant:
-    """`new` instead of `old` in a file of csrc/<family> or, if it is Python, of hyperkernels/<family>; or Python code.
+    """`new` instead of `old` in a file of csrc/<family> or, if it is Python, of hyperkernels; or Python code.
 
     The functions of a changed Python file do what the changed ones do, also where other modules have taken them out.
     """
@@ -87,8 +87,8 @@ class Mutant:
         """Python code that makes the change."""
         if not self.file.endswith(".py"):
             return self.python
-        path = ROOT / "hyperkernels" / family / self.file
-        module = ".".join(("hyperkernels", family, *Path(self.file).with_suffix("").parts))
+        path = ROOT / "hyperkernels" / self.file
+        module = ".".join(("hyperkernels", *Path(self.file).with_suffix("").parts))
         lines = (
             f"import importlib, types; module = importlib.import_module({module!r})",
             f"changed = dict(vars(module)); exec(compile({self.change(path)!r}, {str(path)!r}, 'exec'), changed)",

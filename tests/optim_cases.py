@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from accuracy import assert_as_accurate
 
-from hyperkernels.optim import reference
+from hyperkernels.kernels.optim import reference
 
 SGD_OPTIONS = {
     "plain": {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False},

@@ -10,8 +10,8 @@ import torch
 
 from hyperkernels import backend
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.pair_mining import op
-from hyperkernels.pair_mining.reference import Problem, Statistics, Transform
+from hyperkernels.kernels.pair_mining import op
+from hyperkernels.kernels.pair_mining.reference import Problem, Statistics, Transform
 
 DIFFERENTIABLE = ("sum", "sum_squares", "value")  # and d_scale of "linear"
 

@@ -8,8 +8,8 @@ random numbers bounds and edges stand halfway between two similarities, so that 
 import torch
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.pair_mining import reference
-from hyperkernels.pair_mining.reference import Problem
+from hyperkernels.kernels.pair_mining import reference
+from hyperkernels.kernels.pair_mining.reference import Problem
 
 TILE = (256, 512)  # the tiles of the CPU's kernels; the Triton kernels have their own
 SELECTS = ("positive", "negative", "all")

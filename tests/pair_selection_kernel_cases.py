@@ -6,9 +6,9 @@ import torch
 from hypothesis import strategies as st
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.pair_mining import reference, selections
-from hyperkernels.pair_mining.op import Tile
-from hyperkernels.pair_mining.reference import Problem
+from hyperkernels.kernels.pair_mining import reference, selections
+from hyperkernels.kernels.pair_mining.op import Tile
+from hyperkernels.kernels.pair_mining.reference import Problem
 
 SIMILARITIES = ("dot", "euclidean", "squared_euclidean")
 SELECTS = ("positive", "negative", "all")

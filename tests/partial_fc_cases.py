@@ -137,7 +137,7 @@ def check_options(name, alone):
 
 def check_sums(name, gradient, alone):
     """The losses that sum over the classes, with a bias that all ranks hold."""
-    from hyperkernels.margin_softmax import sums
+    from hyperkernels.heads import sums
 
     rows = [3, 4, 0, 2][: dist.get_world_size()]
     x, weight, target = problem(sum(rows), classes=dist.get_world_size() - 1)  # and a rank without classes

@@ -3,7 +3,7 @@
 import torch
 from margin_softmax_cases import problem
 
-from hyperkernels.margin_softmax import reference
+from hyperkernels.kernels.margin_softmax import reference
 
 C, R = 90, 31
 FLOAT64 = torch.float64

@@ -12,7 +12,7 @@ from accuracy import assert_as_accurate
 from launchers import launchers
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.sphere import reference
+from hyperkernels.kernels.sphere import reference
 
 
 class Operation(NamedTuple):

@@ -15,7 +15,7 @@ from launchers import launchers
 from support import ROOT, combinations
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.margin_softmax.problem import Options, plan_triton
+from hyperkernels.kernels.margin_softmax.problem import Options, plan_triton
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -33,12 +33,12 @@ def name(value):
     return TYPES.get(value, str(value)) if isinstance(value, torch.dtype) else str(value)
 
 
-# Every line of the table in triton_kernels.configuration; 511 for rows that are not aligned, 3 for very short ones.
+# Every line of the table in unit_norm's configuration; 511 for rows that are not aligned, 3 for very short ones.
 UNIT_NORM_WIDTHS = (3, 64, 128, 256, 511, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 
 
 def unit_norm_resources(target: str, dtype: torch.dtype, dim: int) -> list[aot.Resources]:
-    from hyperkernels.unit_norm import triton_kernels as family
+    from hyperkernels.kernels.unit_norm.triton import kernels as family
 
     config = family.configuration(dim, dtype.itemsize)
     kernels = {
@@ -161,8 +161,8 @@ def margin_softmax_launches(
     sampled=None,
 ):
     """Every kernel of one forward and backward. The tensors have no memory: a launcher that read one would raise."""
-    from hyperkernels.margin_softmax import triton_kernels as family
-    from hyperkernels.margin_softmax.negatives import KINDS
+    from hyperkernels.kernels.margin_softmax.negatives import KINDS
+    from hyperkernels.kernels.margin_softmax.triton import kernels as family
 
     def new(*shape, dtype=accumulate_dtype(dtype)):
         return torch.empty(*shape, dtype=dtype, device="meta")

@@ -61,7 +61,7 @@ def name(value):
 
 @pytest.mark.parametrize(("target", "dtype"), combinations(aot.TARGETS, TYPES, everyday=every_day), ids=name)
 def test_optim_in_triton(target, dtype):
-    from hyperkernels.optim import triton_kernels as family
+    from hyperkernels.kernels.optim.triton import kernels as family
 
     for kernel, scalars in ((family.sgd_kernel, 4), (family.adamw_kernel, 9)):
         assert sum(bool(p.annotation_type) for p in kernel.params) == scalars
@@ -76,7 +76,7 @@ ON_THE_SPHERE += [pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS
 
 @pytest.mark.parametrize(("target", "dtype"), ON_THE_SPHERE, ids=name)
 def test_optim_on_the_sphere_in_triton(target, dtype):
-    from hyperkernels.optim import triton_sphere as family
+    from hyperkernels.kernels.optim.triton import sphere as family
 
     for kernel, scalars in ((family.sphere_sgd_kernel, 3), (family.sphere_adam_kernel, 8)):
         assert sum(bool(p.annotation_type) for p in kernel.params) == scalars

@@ -11,7 +11,7 @@ from launchers import launchers
 from test_ahead_of_time import TYPES, Recorder
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.pair_mining.reference import Problem
+from hyperkernels.kernels.pair_mining.reference import Problem
 
 pytestmark = [
     pytest.mark.aot,
@@ -33,10 +33,10 @@ def launches(monkeypatch, target, dtype, n=65536, m=65536, d=512, k=10, draws=4,
     noted = []
     with monkeypatch.context() as patch:
         for name in KERNELS:
-            module = importlib.import_module(f"hyperkernels.pair_mining.triton_{name}")
+            module = importlib.import_module(f"hyperkernels.kernels.pair_mining.triton.{name}")
             for kernel in [v for v in vars(module) if v.endswith("_kernel")]:
                 patch.setattr(module, kernel, Recorder(getattr(module, kernel), noted))
-        kernels = importlib.import_module("hyperkernels.pair_mining.triton_kernels")
+        kernels = importlib.import_module("hyperkernels.kernels.pair_mining.triton.kernels")
         patch.setattr(kernels, "architecture", aot.architecture(target))
         m = n if own else m
         label, id = torch.int64 if bits else torch.int32, torch.int32

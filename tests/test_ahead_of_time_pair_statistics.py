@@ -26,9 +26,12 @@ def launches(
     window=False, ids=False, labels=torch.int32, columns=False, backward=False,
 ):  # fmt: skip
     """Every kernel of one call. The tensors have no memory: a launcher that read one would raise."""
-    from hyperkernels.pair_mining import triton_backward, triton_forward, triton_kernels, triton_product
-    from hyperkernels.pair_mining.op import Tile
-    from hyperkernels.pair_mining.reference import accumulate_dtype
+    from hyperkernels.kernels.pair_mining.op import Tile
+    from hyperkernels.kernels.pair_mining.reference import accumulate_dtype
+    from hyperkernels.kernels.pair_mining.triton import backward as triton_backward
+    from hyperkernels.kernels.pair_mining.triton import forward as triton_forward
+    from hyperkernels.kernels.pair_mining.triton import kernels as triton_kernels
+    from hyperkernels.kernels.pair_mining.triton import product as triton_product
 
     def new(*shape, dtype=accumulate_dtype(dtype)):
         return torch.empty(*shape, dtype=dtype, device="meta")

@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def resources(target, name, dtype, dim, kind=None):
-    from hyperkernels.sphere import triton_kernels as family
+    from hyperkernels.kernels.sphere.triton import kernels as family
 
     module = {"points": family.points, "vector": family.vectors, "segmen": family}.get(name[:6], family.residuals)
     config = family.configuration(dim, dtype.itemsize, family.BACKWARD if "backward" in name else family.FORWARD)

@@ -40,8 +40,8 @@ def test_each_device_has_its_kernels(family):
 
 def test_the_native_op_really_runs(monkeypatch):
     """The default backend on the CPU is the C++ kernel, not the reference in disguise."""
-    from hyperkernels.margin_softmax import reference as softmax_reference
-    from hyperkernels.unit_norm import reference as norm_reference
+    from hyperkernels.kernels.margin_softmax import reference as softmax_reference
+    from hyperkernels.kernels.unit_norm import reference as norm_reference
 
     def forbidden(*args):
         raise AssertionError("the reference ran")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hyperkernels import _gpu
+from hyperkernels.kernels.triton import gpu as _gpu
 
 CAPABILITIES = {"cuda:0": (9, 0), "cuda:1": (8, 0), "cuda:2": (12, 0), "cuda:3": (10, 3), "cuda:4": (8, 9)}
 

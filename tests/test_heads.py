@@ -9,7 +9,7 @@ from head_cases import agree, forced, hard_problem, value_and_gradients
 from margin_softmax_cases import BACKENDS
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax.margins import angles
+from hyperkernels.margins import angles
 
 M = hk.margins
 STRAIGHT = {"gradient": "straight_through"}

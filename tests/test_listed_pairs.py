@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hyperkernels.pair_mining.listed import ListedPairs
-from hyperkernels.pair_mining.pairs import LINEAR, SOFTPLUS, Pairs
-from hyperkernels.pair_mining.reference import Transform
+from hyperkernels.kernels.pair_mining.reference import Transform
+from hyperkernels.pairs.listed import ListedPairs
+from hyperkernels.pairs.pairs import LINEAR, SOFTPLUS, Pairs
 
 TRANSFORMS = [Transform(), LINEAR, SOFTPLUS, Transform("circle", 0.25, -0.75)]
 

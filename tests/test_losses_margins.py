@@ -8,9 +8,8 @@ import torch
 from accuracy import assert_as_accurate
 from pair_loss_cases import PROBLEMS, agree, by_formula, problem, reads_nothing, value_and_gradients, with_duplicates
 
-from hyperkernels import _backend
-from hyperkernels.pair_mining import losses
-from hyperkernels.pair_mining.ordered import take
+from hyperkernels import _backend, losses
+from hyperkernels.kernels.pair_mining.ordered import take
 
 BETA = torch.tensor(1.1, dtype=torch.float64)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pair_loss_cases import agree, problem, value_and_gradients, with_duplicates
 
-from hyperkernels.pair_mining import losses
+from hyperkernels import losses
 
 pml = pytest.importorskip("pytorch_metric_learning")
 from pytorch_metric_learning import distances, miners, reducers  # noqa: E402

@@ -8,7 +8,7 @@ from pair_softmax_cases import compare, labels_of, number, points
 from torch._subclasses import FakeTensorMode
 
 import hyperkernels as hk
-from hyperkernels.pair_mining.losses import proxies as proxies_module
+from hyperkernels.losses import proxies as proxies_module
 
 LOSSES = hk.losses
 
@@ -76,7 +76,7 @@ def test_soft_triple_keeps_no_similarities():
 
 
 def test_soft_triple_adds_no_gradient_of_all_centers_for_a_block(monkeypatch):
-    monkeypatch.setattr("hyperkernels.pair_mining.losses.proxies._BLOCK", 50 * 10)  # one class a block
+    monkeypatch.setattr("hyperkernels.losses.proxies._BLOCK", 50 * 10)  # one class a block
     x, centers, y = points(50), points(400), labels_of(50, 40)
     with torch.autograd.profiler.profile() as profile:
         LOSSES.soft_triple(x, y, centers).backward()

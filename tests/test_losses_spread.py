@@ -9,7 +9,7 @@ from pair_softmax_cases import compare, labels_of, number, points
 from torch._subclasses import FakeTensorMode
 
 import hyperkernels as hk
-from hyperkernels.pair_mining.losses import spread as spread_module
+from hyperkernels.losses import spread as spread_module
 
 LOSSES = hk.losses
 

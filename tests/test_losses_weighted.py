@@ -8,8 +8,8 @@ import torch
 from accuracy import assert_as_accurate
 from pair_loss_cases import PROBLEMS, agree, by_formula, problem, reads_nothing, value_and_gradients, with_duplicates
 
-from hyperkernels.pair_mining import losses
-from hyperkernels.pair_mining.pairs import Pairs
+from hyperkernels import losses
+from hyperkernels.pairs.pairs import Pairs
 
 COSINE_ONLY = ("circle",)
 

@@ -20,8 +20,8 @@ from margin_softmax_cases import (
 )
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import statistics as family
-from hyperkernels.margin_softmax.problem import SMALL
+from hyperkernels.kernels.margin_softmax import statistics as family
+from hyperkernels.kernels.margin_softmax.problem import SMALL
 
 ops = torch.ops.hyperkernels
 

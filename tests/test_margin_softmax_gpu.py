@@ -6,7 +6,7 @@ import torch
 from accuracy import assert_as_accurate
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import reference
+from hyperkernels.kernels.margin_softmax import reference
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ARCFACE = hk.margins.ArcFace(0.5)
@@ -89,7 +89,7 @@ def test_heads_against_the_reference(margin, sub_centers, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["cosine", "quadratic", "gaussian", "angle", "sface", "sphereface2", "uniface"])
 def test_kinds_against_the_reference(kind, dtype):
-    from hyperkernels.margin_softmax.negatives import negatives
+    from hyperkernels.kernels.margin_softmax.negatives import negatives
 
     x, weight, target = problem(40, 700, 64, dtype)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from margin_softmax_kernel_cases import PARAMETERS, by_kernel, by_reference, gradients_of, kernel_backward, make
 from support import LOWER_CAPABILITIES, assert_passes_at
 
-from hyperkernels.margin_softmax import reference, statistics
-from hyperkernels.margin_softmax.negatives import SUMS, Negatives
-from hyperkernels.margin_softmax.problem import RowStatistics
+from hyperkernels.kernels.margin_softmax import reference, statistics
+from hyperkernels.kernels.margin_softmax.negatives import SUMS, Negatives
+from hyperkernels.kernels.margin_softmax.problem import RowStatistics
 
 pytest.importorskip("hyperkernels._C")
 

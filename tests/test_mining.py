@@ -145,8 +145,8 @@ def test_triplets(data, margin, kind, similarity, dtype):
 def test_triplets_in_parts(monkeypatch):
     given = problem((60, None), "ties", "few")
     whole = mining.triplet_margin(*given, type_of_triplets="easy")
-    monkeypatch.setattr("hyperkernels.pair_mining.mining.common._SMALLEST_PART", 7)
-    monkeypatch.setattr("hyperkernels.pair_mining.mining.common._PART", 1)
+    monkeypatch.setattr("hyperkernels.mining.common._SMALLEST_PART", 7)
+    monkeypatch.setattr("hyperkernels.mining.common._PART", 1)
     for ours, expected in zip(mining.triplet_margin(*given, type_of_triplets="easy"), whole, strict=True):
         assert torch.equal(ours, expected)
 

@@ -14,7 +14,7 @@ MUTANTS = [
     Mutant("projection of dweight dropped", "rows.h", "v[k] - A(simd::load(w + k)) * inverse * radial", "v[k]"),
     Mutant(
         "margin dropped",
-        python="from hyperkernels.margin_softmax import margins as m\nm.ArcFace.__call__ = lambda self, t, n: t",
+        python="from hyperkernels import margins as m\nm.ArcFace.__call__ = lambda self, t, n: t",
     ),
     Mutant(
         "last ragged block dropped",
@@ -45,7 +45,7 @@ MUTANTS = [
     Mutant("skipped rows lose their target", "backward.cpp", "      add_strays(first);", "      ;"),
     Mutant(
         "tiles skipped beyond the budget",
-        python="from hyperkernels.margin_softmax import op\nreal = op.skip_plan\n"
+        python="from hyperkernels.kernels.margin_softmax import op\nreal = op.skip_plan\n"
         "op.skip_plan = lambda d, n, b, r, budget, tile: "
         "(real(d, n, b, r, 3 * budget, tile)[0], real(d, n, b, r, budget, tile)[1])",
     ),

@@ -10,7 +10,7 @@ from accuracy import assert_as_accurate
 from support import LOWER_CAPABILITIES, assert_passes_at
 
 import hyperkernels as hk
-from hyperkernels.optim import reference
+from hyperkernels.kernels.optim import reference
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CPP = {kind: getattr(torch.ops.hyperkernels, f"{kind}_rows_") for kind in ("sgd", "adamw")}

@@ -8,7 +8,7 @@ import torch
 from support import LOWER_CAPABILITIES, assert_passes_at
 
 import hyperkernels as hk
-from hyperkernels.optim import reference
+from hyperkernels.kernels.optim import reference
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CPP = {kind: getattr(torch.ops.hyperkernels, f"sphere_{kind}_") for kind in ("sgd", "adam")}

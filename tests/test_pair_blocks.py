@@ -8,7 +8,7 @@ import torch
 from pair_cases import make
 
 import hyperkernels as hk
-from hyperkernels.pair_mining import blocks, op
+from hyperkernels.kernels.pair_mining import blocks, op
 
 BOUNDS = (0, 5, 5, 6, 13)  # one block is empty
 TILE = op.Tile(4, 8)

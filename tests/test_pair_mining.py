@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
 import hyperkernels as hk
-from hyperkernels.pair_mining import reference
-from hyperkernels.pair_mining.codes import codes
-from hyperkernels.pair_mining.pairs import Pairs
+from hyperkernels.kernels.pair_mining import reference
+from hyperkernels.pairs.codes import codes
+from hyperkernels.pairs.pairs import Pairs
 
 ALL = ("moments", "extremes", "lse", "softplus")
 

@@ -7,8 +7,8 @@ import torch
 from accuracy import assert_as_accurate
 
 import hyperkernels as hk
-from hyperkernels.pair_mining import op
-from hyperkernels.pair_mining.reference import Problem, Transform
+from hyperkernels.kernels.pair_mining import op
+from hyperkernels.kernels.pair_mining.reference import Problem, Transform
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TRANSFORMS = (Transform(), Transform("linear"), Transform("circle", 0.3, -0.2), Transform("softplus"))

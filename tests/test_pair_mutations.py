@@ -109,7 +109,7 @@ LOSSES = [
         caught_by=["tests/test_losses_margins.py::test_value_and_gradients[triplet-self]"],
     ),
     Mutant(
-        "semi-hard negatives as similar as the positive", "positives.py",
+        "semi-hard negatives as similar as the positive", "pairs/positives.py",
         "below(found.similarities[order])", "found.similarities[order]",
         caught_by=["tests/test_losses_margins.py::test_duplicates[semi-hard]"],
     ),

@@ -4,7 +4,7 @@ import pair_selection_cases as cases
 import pytest
 import torch
 
-from hyperkernels.pair_mining import reference
+from hyperkernels.kernels.pair_mining import reference
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

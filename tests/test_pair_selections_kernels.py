@@ -20,8 +20,8 @@ from pair_selection_kernel_cases import (
 from support import LOWER_CAPABILITIES, assert_passes_at
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.pair_mining import reference, selections
-from hyperkernels.pair_mining.op import Tile
+from hyperkernels.kernels.pair_mining import reference, selections
+from hyperkernels.kernels.pair_mining.op import Tile
 
 pytest.importorskip("hyperkernels._C")
 

@@ -9,9 +9,9 @@ from pair_cases import arguments_of, by_kernel, by_reference, fixed_gradients, m
 from support import LOWER_CAPABILITIES, assert_passes_at
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.pair_mining import op
-from hyperkernels.pair_mining.op import Tile
-from hyperkernels.pair_mining.reference import Problem, Transform
+from hyperkernels.kernels.pair_mining import op
+from hyperkernels.kernels.pair_mining.op import Tile
+from hyperkernels.kernels.pair_mining.reference import Problem, Transform
 
 pytest.importorskip("hyperkernels._C")
 

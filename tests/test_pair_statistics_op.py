@@ -4,8 +4,8 @@ import pytest
 import torch
 from pair_cases import arguments_of, make
 
-from hyperkernels.pair_mining import op
-from hyperkernels.pair_mining.op import Tile
+from hyperkernels.kernels.pair_mining import op
+from hyperkernels.kernels.pair_mining.op import Tile
 
 pytest.importorskip("hyperkernels._C")
 

@@ -12,7 +12,7 @@ from sampled_classes_cases import FLOAT64, C, R, sample, sampled_problem, spread
 from support import ROOT
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import reference, statistics
+from hyperkernels.kernels.margin_softmax import reference, statistics
 
 # Each makes a head of its own: some margins keep state.
 HEADS = {

@@ -7,7 +7,7 @@ import torch
 from test_margin_softmax_gpu import DTYPES, problem, step
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import reference
+from hyperkernels.kernels.margin_softmax import reference
 
 pytestmark = pytest.mark.gpu
 

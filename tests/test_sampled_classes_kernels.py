@@ -8,7 +8,7 @@ from margin_softmax_cases import backward_arguments, op_arguments
 from margin_softmax_kernel_cases import PARAMETERS, by_kernel, by_reference, kernel_backward, make
 from sampled_classes_cases import FLOAT64, C, R, sample, sampled_problem, spread
 
-from hyperkernels.margin_softmax import reference
+from hyperkernels.kernels.margin_softmax import reference
 
 
 def in_larger_weight(case, count):

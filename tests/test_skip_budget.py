@@ -10,8 +10,8 @@ from margin_softmax_cases import problem
 from support import report
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import op as family
-from hyperkernels.margin_softmax.functional import check_head
+from hyperkernels.heads.functional import check_head
+from hyperkernels.kernels.margin_softmax import op as family
 
 CPP = "cpp"
 

@@ -9,7 +9,7 @@ from accuracy import assert_as_accurate
 import hyperkernels as hk
 from hyperkernels import _backend
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.sphere import reference
+from hyperkernels.kernels.sphere import reference
 
 pytestmark = pytest.mark.skipif(
     _backend.choose("sphere", "cpu").backend != "cpp", reason="the C++ kernels are not built"

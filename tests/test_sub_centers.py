@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import sub_centers as tools
+from hyperkernels.heads import sub_centers as tools
 
 
 def problem(n=60, classes=7, k=3, d=6, dtype=torch.float64):

@@ -11,12 +11,11 @@ import torch
 from launchers import launchers
 from support import ROOT
 
-from hyperkernels.margin_softmax.problem import Options
+from hyperkernels.kernels.margin_softmax.problem import Options
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
-PACKAGE = ROOT / "hyperkernels"
-MODULES = sorted(PACKAGE.glob("*/triton_*.py"))
+MODULES = sorted((ROOT / "hyperkernels" / "kernels").rglob("triton/*.py"))
 DEVICE = torch.device("meta")
 TILE = (8, 64)  # of the C++ kernels
 
@@ -106,7 +105,7 @@ def kernels():
     for file in MODULES:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
-                yield f"hyperkernels.{file.parent.name}.{file.stem}.{node.name}"
+                yield ".".join((*file.relative_to(ROOT).with_suffix("").parts, node.name))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-// The transforms of hyperkernels/margin_softmax/negatives.py, one class a kind, made once a row.
+// The transforms of hyperkernels/kernels/margin_softmax/negatives.py, one class a kind, made once a row.
 //
 // at(c, b) is what a class with cosine c and bias b adds: `value` to the log-sum-exp (phi) or to the sum (f), `slope`
 // its derivative to c, `bias_slope` that of f to b. Callers take what they need, the rest is not computed.

@@ -1,5 +1,5 @@
 // What all pair kernels share: which pairs (i, j) of rows of x and ref count, and how alike they are. The formulas are
-// those of hyperkernels/pair_mining/reference.py.
+// those of hyperkernels/kernels/pair_mining/problem.py.
 //
 // Similarities are computed a tile at a time, row_tile rows of x by column_tile rows of ref, by a single-threaded GEMM
 // whose output stays in cache for the loops that read it. A tile's numbers depend on its place alone, so that two

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .._fake import register_fake
-from ..margin_softmax.margins import ElasticFace, InterClassFilter
+from ..margins import ElasticFace, InterClassFilter
 
 BLOCK = 1024  # classes whose centres are drawn together
 _OPTIONS = tuple(field.name for field in fields(ElasticFace))

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..margin_softmax.losses import Head
-from ..margin_softmax.margins.base import Rows
-from ..margin_softmax.negatives import COSINE, SUMS, Negatives
-from ..margin_softmax.problem import ABSENT, IGNORED, OUTSIDE, RowStatistics
+from ..heads.losses import Head
+from ..kernels.margin_softmax.negatives import COSINE, SUMS, Negatives
+from ..kernels.margin_softmax.problem import ABSENT, IGNORED, OUTSIDE, RowStatistics
+from ..margins.base import Rows
 from .collectives import Ranks, replicated
 from .shards import Shards
 

@@ -13,9 +13,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .. import _check
-from ..pair_mining.blocks import log_sum_exp, statistics
-from ..pair_mining.pairs import Pairs
-from ..pair_mining.problem import Statistics
+from ..kernels.pair_mining.blocks import log_sum_exp, statistics
+from ..kernels.pair_mining.problem import Statistics
+from ..pairs.pairs import Pairs
 from .collectives import Ranks, gather, gather_rows, replicated
 
 if TYPE_CHECKING:

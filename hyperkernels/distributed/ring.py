@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from .._dtypes import accumulate_dtype
-from ..pair_mining import op
-from ..pair_mining.blocks import gradients, merged, statistics
-from ..pair_mining.codes import codes
-from ..pair_mining.pairs import SORTED_TILE, Pairs
-from ..pair_mining.problem import Columns, Problem, Side, Statistics, Tile, Transform, plan
+from ..kernels.pair_mining import op
+from ..kernels.pair_mining.blocks import gradients, merged, statistics
+from ..kernels.pair_mining.problem import Columns, Problem, Side, Statistics, Tile, Transform, plan
+from ..pairs.codes import codes
+from ..pairs.pairs import SORTED_TILE, Pairs
 from .pairs import Batch, RankPairs, Sides
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from .. import _check
-from ..margin_softmax.functional import LARGEST_SCALE, REDUCTIONS, SMOOTHING, margin_softmax_loss
-from ..margin_softmax.margins import ArcFace, Margin
-from ..margin_softmax.margins.base import Callback
+from ..heads.functional import LARGEST_SCALE, REDUCTIONS, SMOOTHING, margin_softmax_loss
+from ..margins import ArcFace, Margin
+from ..margins.base import Callback
 
 
 class MarginHead(torch.nn.Module):

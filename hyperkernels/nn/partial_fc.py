@@ -15,11 +15,11 @@ from ..distributed.draws import draw_centers, sample_classes, shared
 from ..distributed.head import Shard, ShardedHead
 from ..distributed.shards import Shards
 from ..distributed.wrappers import holder, surroundings
-from ..margin_softmax import losses
-from ..margin_softmax.functional import ClassStatistics, check_head
-from ..margin_softmax.margins import ArcFace, Margin
-from ..margin_softmax.margins.base import Callback, as_margin
-from ..margin_softmax.problem import ABSENT, IGNORED
+from ..heads import losses
+from ..heads.functional import ClassStatistics, check_head
+from ..kernels.margin_softmax.problem import ABSENT, IGNORED
+from ..margins import ArcFace, Margin
+from ..margins.base import Callback, as_margin
 from .margin_softmax import MarginHead
 
 if TYPE_CHECKING:

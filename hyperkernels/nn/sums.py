@@ -5,7 +5,7 @@ import math
 import torch
 
 from .. import _check
-from ..margin_softmax.sum_functional import sface_loss, sphereface2_loss, uniface_loss
+from ..heads.sum_functional import sface_loss, sphereface2_loss, uniface_loss
 
 
 class _SumHead(torch.nn.Module):

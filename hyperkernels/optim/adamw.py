@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from . import op
+from ..kernels.optim import op
+from ..kernels.optim.problem import AdamWRowsCall
 from .optimizer import RowOptimizer, Update, check_moments
-from .problem import AdamWRowsCall
 
 
 class AdamW(RowOptimizer):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .. import _check
-from ..margin_softmax import receivers
+from ..kernels.margin_softmax import receivers
 from .optimizer import RowOptimizer, Scaling
 
 

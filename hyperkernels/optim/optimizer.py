@@ -9,7 +9,7 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from .problem import RowGradient
+from ..kernels.optim.problem import RowGradient
 
 
 class Scaling(NamedTuple):

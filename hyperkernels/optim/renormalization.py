@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .. import _check
-from ..unit_norm.functional import unit_norm_
+from ..unit_norm import unit_norm_
 
 Pair = tuple[torch.Tensor, int]
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from . import op
+from ..kernels.optim import op
+from ..kernels.optim.problem import SgdRowsCall
 from .optimizer import RowOptimizer, Update, check_momentum
-from .problem import SgdRowsCall
 
 
 class SGD(RowOptimizer):

@@ -7,9 +7,9 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from . import op
+from ..kernels.optim import op
+from ..kernels.optim.problem import PointGradients, SphereAdamCall, SphereSgdCall
 from .optimizer import RowOptimizer, Scaling, check_moments, check_momentum, numbers_on
-from .problem import PointGradients, SphereAdamCall, SphereSgdCall
 
 # A parameter, the gradient of some of its vectors, and which these are.
 Entry = tuple[torch.Tensor, torch.Tensor, slice | None]

@@ -3,18 +3,7 @@
 from .anchors import AnchorMemory, perturb_anchors
 from .dispersion import koleo, mean_nearest_angle, packing, riesz_energy
 from .features import alignment, grounding_index, nearest_residual
-from .functional import (
-    angle,
-    bezier,
-    exp_map,
-    log_map,
-    residual,
-    retract,
-    scaled_unit_norm,
-    slerp,
-    tangent,
-    transport,
-)
+from .functional import angle, bezier, exp_map, log_map, residual, retract, scaled_unit_norm, slerp, tangent, transport
 from .means import circular_variance, frechet_mean, kmeans_step
 from .radius import log_barrier_loss, shell_loss, shell_radii, svdd_center, svdd_loss
 from .samplers import sample_uniform, sample_vmf

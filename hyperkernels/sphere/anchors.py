@@ -6,8 +6,8 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..pair_mining.pairs import unit_rows
-from .reference import EPS
+from ..kernels.sphere.reference import EPS
+from ..pairs.pairs import unit_rows
 
 
 class AnchorMemory(torch.nn.Module):

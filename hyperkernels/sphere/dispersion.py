@@ -8,11 +8,11 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..pair_mining import selections
-from ..pair_mining.losses.spread import log_mean_exp_of
-from ..pair_mining.pairs import Pairs, unit_rows
+from ..kernels.pair_mining import selections
+from ..kernels.sphere.reference import EPS
+from ..losses.spread import log_mean_exp_of
+from ..pairs.pairs import Pairs, unit_rows
 from .once import Slope
-from .reference import EPS
 
 _BLOCK = 2**20  # pairs of points that the Riesz energy holds at a time
 REDUCTIONS = ("mean", "sum")

@@ -6,7 +6,7 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..pair_mining.pairs import Pairs
+from ..pairs.pairs import Pairs
 from .functional import _rows, angle
 
 MEASURES = ("angle", "euclidean")

@@ -8,8 +8,8 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..unit_norm.functional import unit_norm
-from . import op
+from ..kernels.sphere import op
+from ..unit_norm import unit_norm
 
 
 def _rows(first: str, x: Any, second: str, y: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Size]:

@@ -7,10 +7,10 @@ import torch
 from .. import _check
 from .._autocast import autocast
 from .._dtypes import accumulate_dtype
-from ..pair_mining.pairs import Pairs, unit_rows
-from ..unit_norm.functional import unit_norm
+from ..kernels.sphere.reference import EPS
+from ..pairs.pairs import Pairs, unit_rows
+from ..unit_norm import unit_norm
 from .functional import exp_map
-from .reference import EPS
 from .segments import segment_mean
 
 _SERIES = 12  # terms of theta / sin(theta) in sin(theta / 2)^2, right to the last digit of float64 below _SERIES_END

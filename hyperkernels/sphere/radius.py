@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..pair_mining.pairs import unit_rows
-from .reference import EPS
+from ..kernels.sphere.reference import EPS
+from ..pairs.pairs import unit_rows
 
 # The constant factor e^u of the log barrier: a larger u would overflow float32.
 _LARGEST_EXPONENT = 60.0

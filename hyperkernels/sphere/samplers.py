@@ -8,7 +8,7 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..unit_norm.functional import unit_norm
+from ..unit_norm import unit_norm
 from .functional import tangent
 
 # Of every proposal at least 0.65 are accepted (0.66 for d = 2 and large kappa, 0.69 at d = 3, more above): the chance

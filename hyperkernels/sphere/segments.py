@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import _check
-from ..unit_norm.functional import unit_norm
-from . import op
+from ..kernels.sphere import op
+from ..unit_norm import unit_norm
 
 
 def segment_mean(

@@ -20,7 +20,7 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..pair_mining.pairs import unit_rows
+from ..pairs.pairs import unit_rows
 from .once import Slope
 
 _ORDER, _TERMS = 32, 10  # of the expansion, whose first term left out is then below 1e-15

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from margin_softmax_kernel_cases import PARAMETERS, Case, make
 
-from hyperkernels.margin_softmax import problem
-from hyperkernels.margin_softmax.negatives import SUMS
-from hyperkernels.margin_softmax.problem import plan_triton
+from hyperkernels.kernels.margin_softmax import problem
+from hyperkernels.kernels.margin_softmax.negatives import SUMS
+from hyperkernels.kernels.margin_softmax.problem import plan_triton
 
 from .registry import Arguments, Context, valid
 

@@ -7,8 +7,8 @@ import torch
 from pair_selection_kernel_cases import SELECTS, SIMILARITIES, make, make_edges
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.pair_mining.op import Columns
-from hyperkernels.pair_mining.reference import Problem
+from hyperkernels.kernels.pair_mining.op import Columns
+from hyperkernels.kernels.pair_mining.reference import Problem
 
 from .registry import Arguments, Context, valid
 

@@ -13,9 +13,12 @@ from support import combinations
 
 import hyperkernels as hk
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.margin_softmax import op, reference, triton_kernels, triton_plans, triton_transforms
-from hyperkernels.margin_softmax.negatives import KINDS, SUMS, negatives
-from hyperkernels.margin_softmax.problem import Options, RowStatistics
+from hyperkernels.kernels.margin_softmax import op, reference
+from hyperkernels.kernels.margin_softmax.negatives import KINDS, SUMS, negatives
+from hyperkernels.kernels.margin_softmax.problem import Options, RowStatistics
+from hyperkernels.kernels.margin_softmax.triton import kernels as triton_kernels
+from hyperkernels.kernels.margin_softmax.triton import plans as triton_plans
+from hyperkernels.kernels.margin_softmax.triton import transforms as triton_transforms
 
 IGNORED, ABSENT = -100, -7
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 3e-3}

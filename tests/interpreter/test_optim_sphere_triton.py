@@ -7,7 +7,7 @@ import torch
 from launchers import launchers
 
 import hyperkernels as hk
-from hyperkernels.optim import triton_sphere
+from hyperkernels.kernels.optim.triton import sphere as triton_sphere
 
 TRITON = {kind: getattr(launchers, f"sphere_{kind}_") for kind in ("sgd", "adam")}
 pytestmark = [pytest.mark.interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]

@@ -10,7 +10,7 @@ from support import combinations
 from launchers import launchers
 
 import hyperkernels as hk
-from hyperkernels.optim import triton_kernels
+from hyperkernels.kernels.optim.triton import kernels as triton_kernels
 
 TRITON = {kind: getattr(launchers, f"{kind}_rows_") for kind in ("sgd", "adamw")}
 pytestmark = [pytest.mark.interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]

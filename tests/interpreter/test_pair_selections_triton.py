@@ -13,7 +13,11 @@ from pair_selection_kernel_cases import check_rows_that_are_not_finite, make, ma
 from support import combinations
 
 import hyperkernels as hk
-from hyperkernels.pair_mining import reference, selections, triton_kernels, triton_product, triton_samples, triton_top_k
+from hyperkernels.kernels.pair_mining import reference, selections
+from hyperkernels.kernels.pair_mining.triton import kernels as triton_kernels
+from hyperkernels.kernels.pair_mining.triton import product as triton_product
+from hyperkernels.kernels.pair_mining.triton import samples as triton_samples
+from hyperkernels.kernels.pair_mining.triton import top_k as triton_top_k
 
 pytestmark = [
     pytest.mark.interpreter,

@@ -13,8 +13,10 @@ from support import combinations
 
 import hyperkernels as hk
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.pair_mining import op, triton_kernels, triton_product
-from hyperkernels.pair_mining.reference import Problem, Transform
+from hyperkernels.kernels.pair_mining import op
+from hyperkernels.kernels.pair_mining.reference import Problem, Transform
+from hyperkernels.kernels.pair_mining.triton import kernels as triton_kernels
+from hyperkernels.kernels.pair_mining.triton import product as triton_product
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.float16: 1e-3}
 TRANSFORMS = (Transform(), Transform("linear"), Transform("circle", 0.3, -0.2), Transform("softplus"))

@@ -9,8 +9,10 @@ from support import combinations
 from test_margin_softmax_triton import KINDS, TOLERANCE, Problem, check, pytestmark
 
 import hyperkernels as hk
-from hyperkernels.margin_softmax import reference, triton_kernels, triton_plans
-from hyperkernels.margin_softmax.problem import plan_triton
+from hyperkernels.kernels.margin_softmax import reference
+from hyperkernels.kernels.margin_softmax.problem import plan_triton
+from hyperkernels.kernels.margin_softmax.triton import kernels as triton_kernels
+from hyperkernels.kernels.margin_softmax.triton import plans as triton_plans
 
 pytestmark = [pytest.mark.interpreter, *pytestmark]
 

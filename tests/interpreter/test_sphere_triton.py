@@ -10,7 +10,8 @@ import triton.language as tl
 from launchers import launchers
 
 import hyperkernels as hk
-from hyperkernels.sphere import triton_kernels, triton_rows
+from hyperkernels.kernels.sphere.triton import kernels as triton_kernels
+from hyperkernels.kernels.sphere.triton import rows as triton_rows
 
 DTYPES = (torch.float32, torch.float16, torch.float64)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from launchers import launchers
 
 import hyperkernels as hk
-from hyperkernels.unit_norm import triton_kernels
+from hyperkernels.kernels.unit_norm.triton import kernels as triton_kernels
 
 DTYPES = (torch.float32, torch.float16, torch.float64)
 KERNELS = cases.Kernels(launchers.unit_norm, launchers.unit_norm_backward, launchers.unit_norm_)

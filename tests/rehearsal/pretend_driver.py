@@ -107,7 +107,7 @@ def name_of(function: Any) -> str:
 
 def modules_of(package: ModuleType) -> Iterator[ModuleType]:
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if found.name.rsplit(".", 1)[-1].lstrip("_").startswith("triton"):
+        if "triton" in found.name.split("."):
             yield importlib.import_module(found.name)
 
 

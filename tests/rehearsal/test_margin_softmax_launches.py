@@ -4,8 +4,8 @@ import margin_softmax_kernel_cases as cases
 import pytest
 import torch
 
-from hyperkernels.margin_softmax.negatives import KINDS
-from hyperkernels.margin_softmax.triton_kernels import tile_classes
+from hyperkernels.kernels.margin_softmax.negatives import KINDS
+from hyperkernels.kernels.margin_softmax.triton.kernels import tile_classes
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

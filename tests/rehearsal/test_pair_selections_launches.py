@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.pair_mining import triton_lists, triton_samples, triton_top_k
+from hyperkernels.kernels.pair_mining.triton import lists as triton_lists
+from hyperkernels.kernels.pair_mining.triton import samples as triton_samples
+from hyperkernels.kernels.pair_mining.triton import top_k as triton_top_k
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(1, 1, 1), (33, 129, 100), (3, 5, 0), (0, 3, 2), (3, 0, 2)]

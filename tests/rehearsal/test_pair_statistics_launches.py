@@ -4,7 +4,7 @@ import pair_cases as cases
 import pytest
 import torch
 
-from hyperkernels.pair_mining import op
+from hyperkernels.kernels.pair_mining import op
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TILE = op.Tile(256, 512)  # the CPU's: the Triton kernels have their own

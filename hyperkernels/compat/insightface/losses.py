@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ... import _check
-from ...margin_softmax import margins
-from ...margin_softmax.margins import Margin
+from ... import _check, margins
+from ...margins import Margin
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

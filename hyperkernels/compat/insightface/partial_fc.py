@@ -9,8 +9,8 @@ from ... import _check
 from ..._autocast import autocast
 from ...distributed.draws import shared
 from ...distributed.head import Shard
-from ...margin_softmax import losses
-from ...margin_softmax.margins import Margin
+from ...heads import losses
+from ...margins import Margin
 from ...nn.partial_fc import PartialFC
 from .losses import MarginLoss, class_labels
 

@@ -8,8 +8,8 @@ import torch
 
 from ... import _check
 from ..._dtypes import accumulate_dtype
-from ...pair_mining.listed import ListedPairs
-from ...pair_mining.pairs import Listed, Pairs
+from ...pairs.listed import ListedPairs
+from ...pairs.pairs import Listed, Pairs
 from .distances import Space
 
 Indices = tuple[torch.Tensor, ...]

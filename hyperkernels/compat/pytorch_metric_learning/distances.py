@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...pair_mining import reference
-from ...pair_mining.pairs import unit_rows
+from ...kernels.pair_mining import reference
+from ...pairs.pairs import unit_rows
 
 _EPS = 1e-12
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from ... import _check
-from ...pair_mining import mining
-from ...pair_mining.mining.lists import SEMI_HARD, STRATEGIES
+from ... import _check, mining
+from ...mining.lists import SEMI_HARD, STRATEGIES
 from .batches import Batch, Indices, batch_of
 from .distances import CosineSimilarity, LpDistance, require_space, space_of
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ....pair_mining.listed import ListedPairs
-from ....pair_mining.pairs import Pairs
+from ....pairs.listed import ListedPairs
+from ....pairs.pairs import Pairs
 from .. import reducers
 from ..batches import Batch, batch_of, selected
 from ..distances import LpDistance, Space, space_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ....pair_mining.losses.margins import contrastive_of, tuplet_margin_of
-from ....pair_mining.losses.softmax import nt_xent_of, supcon_of
-from ....pair_mining.losses.weighted import circle_of, generalized_lifted_of, lifted_of, multi_similarity_of
+from ....losses.margins import contrastive_of, tuplet_margin_of
+from ....losses.softmax import nt_xent_of, supcon_of
+from ....losses.weighted import circle_of, generalized_lifted_of, lifted_of, multi_similarity_of
 from ..batches import Batch
 from ..distances import CosineSimilarity, Space, require_space
 from ..reducers import AvgNonZeroReducer, plain

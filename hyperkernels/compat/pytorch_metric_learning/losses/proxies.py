@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ....pair_mining.losses.proxies import proxy_anchor_of, soft_triple
-from ....pair_mining.losses.softmax import nca_of
-from ....pair_mining.pairs import Pairs
-from ....pair_mining.problem import Statistics
+from ....kernels.pair_mining.problem import Statistics
+from ....losses.proxies import proxy_anchor_of, soft_triple
+from ....losses.softmax import nca_of
+from ....pairs.pairs import Pairs
 from ..batches import Batch, sample_weights
 from ..distances import CosineSimilarity, Space, require_space
 from ..reducers import DivisorReducer

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ....pair_mining.losses.ranking import fast_ap_of
-from ....pair_mining.losses.softmax import n_pairs_of, nca_of
-from ....pair_mining.losses.weighted import ranked_list_of
-from ....pair_mining.pairs import Pairs
+from ....losses.ranking import fast_ap_of
+from ....losses.softmax import n_pairs_of, nca_of
+from ....losses.weighted import ranked_list_of
+from ....pairs.pairs import Pairs
 from ..batches import Batch, on_device, sample_weights
 from ..distances import DotProductSimilarity, LpDistance, Space, require_space
 from .base import BaseLoss

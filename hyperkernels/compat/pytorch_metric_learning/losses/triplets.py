@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ....pair_mining import selections
-from ....pair_mining.losses.margins import margin_of, triplet_of
-from ....pair_mining.ordered import take
-from ....pair_mining.pairs import Pairs
+from ....kernels.pair_mining import selections
+from ....kernels.pair_mining.ordered import take
+from ....losses.margins import margin_of, triplet_of
+from ....pairs.pairs import Pairs
 from ..batches import Batch, Indices, listed_tuple, on_device, selected, triplets_of_tuple
 from ..distances import Space
 from ..reducers import AvgNonZeroReducer, DivisorReducer, plain

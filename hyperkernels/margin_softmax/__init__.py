@@ -1,1 +1,0 @@
-"""Normalised cosine-margin softmax over classes, without the N x C logit matrix."""

@@ -1,1 +1,0 @@
-"""Projection of vectors onto the unit sphere."""
