@@ -1,6 +1,6 @@
 """Fused kernels for training on the unit hypersphere."""
 
-from . import distributed, losses, margins, mining, nn, optim, sphere
+from . import _moved, distributed, losses, margins, mining, nn, optim, sphere
 from ._backend import backend
 from ._version import __version__
 from .heads import sub_centers
@@ -8,6 +8,8 @@ from .heads.functional import ClassStatistics, class_statistics, margin_softmax_
 from .heads.sum_functional import sface_loss, sphereface2_loss, uniface_loss
 from .pairs.functional import PairStatistics, pair_statistics
 from .unit_norm import unit_norm, unit_norm_
+
+_moved.install()
 
 __all__ = [
     "ClassStatistics",

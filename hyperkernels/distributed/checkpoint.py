@@ -21,12 +21,11 @@ import torch
 
 from .. import _check
 from .collectives import Ranks
+from .sharded import ShardedModule, sharded_of
 from .shards import Shards
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-    from ..nn.partial_fc import PartialFC
 
     Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
@@ -69,13 +68,9 @@ class _Model:
     """A module's own names of what it holds, whatever it is wrapped in."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        from ..nn.partial_fc import PartialFC
-
         self.module = module
         self.wrappers = sorted(_names(module), key=lambda pair: -len(pair[0]))
-        self.heads: dict[torch.Tensor, PartialFC] = {
-            head.weight: head for head in module.modules() if isinstance(head, PartialFC)
-        }
+        self.heads = sharded_of(module)
         self.names: dict[torch.Tensor, str] = {
             parameter: self.own(name) for name, parameter in module.named_parameters()
         }
@@ -170,7 +165,7 @@ class _Model:
         return torch.empty(size, dtype=dtype, device=parameter.device if size else None)
 
 
-def _rows_here(head: PartialFC, value: torch.Tensor) -> torch.Tensor:
+def _rows_here(head: ShardedModule, value: torch.Tensor) -> torch.Tensor:
     if not value.dim() or len(value) != head.num_classes * head.sub_centers:
         return value
     return local_rows(value, head.shards, head.ranks, head.sub_centers)
@@ -313,7 +308,7 @@ def _entry(found: Any, name: str, otherwise: Any = None) -> Any:
 
 
 @torch.no_grad()
-def load_insightface(head: PartialFC, paths: Sequence[str | os.PathLike[str]]) -> None:
+def load_insightface(head: ShardedModule, paths: Sequence[str | os.PathLike[str]]) -> None:
     """Take the class centres from the files that insightface's arcface_torch wrote, one a rank.
 
     Args:

@@ -7,6 +7,7 @@ import torch
 from .. import _check
 from .._dtypes import accumulate_dtype
 from ..optim.clip import gradient_values
+from .sharded import sharded_of
 
 
 @torch.no_grad()
@@ -24,10 +25,8 @@ def clip_grad_norm_(module: torch.nn.Module, max_norm: float) -> torch.Tensor:
     Returns:
         The norm that all gradients had together, a scalar in float64, the same on all ranks.
     """
-    from ..nn.partial_fc import PartialFC
-
     _check.number("max_norm", max_norm, above=0.0)
-    heads: dict[torch.Tensor, Any] = {head.weight: head for head in module.modules() if isinstance(head, PartialFC)}
+    heads = sharded_of(module)
     gradients, squares = [], []
     for parameter in module.parameters():
         head = heads.get(parameter)

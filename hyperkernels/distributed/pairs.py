@@ -66,9 +66,9 @@ class _ToOwners(torch.autograd.Function):
 class Group:
     """The processes whose batches make one, how their embeddings meet, and how the gradients are to be reduced."""
 
-    def __init__(self, process_group: ProcessGroup, communication: str, gradient_reduction: str) -> None:
+    def __init__(self, process_group: ProcessGroup, kind: type[RankPairs], gradient_reduction: str) -> None:
         self.ranks = Ranks(process_group)
-        self.communication = communication
+        self.kind = kind
         self.factor = self.ranks.size if gradient_reduction == "mean" else 1
 
     def shared(self, value: torch.Tensor) -> torch.Tensor:
@@ -94,11 +94,8 @@ class Group:
     ) -> list[Any]:
         """In place of this rank's pairs those with the columns of all ranks. `several` differ in their labels alone,
         which with `numbered` are the numbers of the rows on their rank."""
-        from .ring import RingPairs
-
         batch = Batch(self, several[0], ids, ref_ids)
-        kind = RingPairs if self.communication == "ring" else GatheredPairs
-        return [kind(batch, own, batch.first if numbered else 0) for own in several]
+        return [self.kind(batch, own, batch.first if numbered else 0) for own in several]
 
 
 class Batch:

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .. import _check
+from ..distributed.pairs import GatheredPairs, Group
+from ..distributed.ring import RingPairs
 from ..pairs.pairs import SIMILARITIES, Pairs, unit_rows
 
 REDUCTIONS = ("mean", "sum", "none")
 MEANS = ("nonzero", "all")
 DISTANCES = ("euclidean", "squared_euclidean")
-COMMUNICATIONS = ("gather", "ring")
+COMMUNICATIONS = {"gather": GatheredPairs, "ring": RingPairs}
 GRADIENT_REDUCTIONS = ("mean", "sum")
 EPS = 1e-12
 Number = torch.Tensor | float
@@ -46,13 +48,11 @@ def pairs_of(
 
 def group_of(process_group: Any, communication: Any, gradient_reduction: Any) -> Any:
     """The processes whose batches make one, or None: this one alone."""
-    _check.choice("communication", communication, COMMUNICATIONS)
+    kind = COMMUNICATIONS[_check.choice("communication", communication, tuple(COMMUNICATIONS))]
     _check.choice("gradient_reduction", gradient_reduction, GRADIENT_REDUCTIONS)
     if process_group is None:
         return None
-    from ..distributed.pairs import Group  # which is above this family
-
-    return Group(process_group, communication, gradient_reduction)
+    return Group(process_group, kind, gradient_reduction)
 
 
 def shared(group: Any, value: Any) -> Any:

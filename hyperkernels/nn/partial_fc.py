@@ -13,6 +13,7 @@ from ..distributed.checkpoint import as_dtensor, local_rows
 from ..distributed.collectives import Ranks, gather_batch
 from ..distributed.draws import draw_centers, sample_classes, shared
 from ..distributed.head import Shard, ShardedHead
+from ..distributed.sharded import ShardedModule
 from ..distributed.shards import Shards
 from ..distributed.wrappers import holder, surroundings
 from ..heads import losses
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 REDUCTIONS = ("mean", "sum")
 
 
-class PartialFC(MarginHead):
+class PartialFC(MarginHead, ShardedModule):
     """A classification head on the hypersphere whose classes are shared out among the ranks of a process group.
 
     Every rank owns the centres of a contiguous range of classes and feeds its own batch. A step gathers the embeddings
