@@ -3,7 +3,7 @@
 import extreme_rows_cases as cases
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = [pytest.mark.interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]
 
 
 @pytest.mark.parametrize("rows", cases.ROWS)
