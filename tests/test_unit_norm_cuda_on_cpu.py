@@ -99,6 +99,12 @@ def test_extreme_rows(launchers, dtype, eps, dim):
     cases.check_extreme(launchers.kernels(), dim, dtype, eps)
 
 
+@pytest.mark.parametrize("power", [-1074, -600, 600, 1013])
+@pytest.mark.parametrize("dim", [37, 1100, 40000])
+def test_doubles_whose_squares_leave_their_range(launchers, dim, power):
+    cases.check_far_doubles(launchers.kernels(), dim, power)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [1, 37, 256])
 def test_special_rows(launchers, dtype, dim):

@@ -48,7 +48,6 @@ def test_extreme_rows(kernels, dim, eps, dtype):
 
 @pytest.mark.parametrize("power", [-1074, -600, 600, 1013])
 @pytest.mark.parametrize("dim", [37, 512, 1100, 40000])
-@pytest.mark.parametrize("backend", ["triton"], indirect=True)
 def test_doubles_whose_squares_leave_their_range(kernels, dim, power):
     cases.check_far_doubles(kernels, dim, power, device="cuda")
 

@@ -1,14 +1,12 @@
 // What the kernels do to one row: where its 16-byte words lie, and the arithmetic that cannot overflow.
 //
 // A row is brought near 1 by an exact power of two, as is its gradient: squares then neither overflow nor underflow,
-// whatever the row holds, and one formula serves rows of 1e-45 and of 1e38. Float64 rows are not scaled. Needs IEEE
-// arithmetic: no --use_fast_math.
+// whatever the row holds, and one formula serves rows of 1e-45 and of 1e38. Needs IEEE arithmetic: no --use_fast_math.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -35,31 +33,44 @@ __device__ inline void narrow(double v, double& to) { to = v; }
 __device__ inline void narrow(float v, __half& to) { to = __float2half_rn(v); }
 __device__ inline void narrow(float v, __nv_bfloat16& to) { to = __float2bfloat16_rn(v); }
 
-__device__ inline int clamp_exponent(int e) { return e < -126 ? -126 : e > 126 ? 126 : e; }
-
-// floor(log2(largest)) where 2^-exponent is a normal number; 126 for inf and NaN.
-__device__ inline int exponent_of(float largest) {
-  uint32_t bits;
-  memcpy(&bits, &largest, sizeof bits);
-  return clamp_exponent(static_cast<int>(bits >> 23) - 127);
-}
-__device__ inline int exponent_of(double) { return 0; }
+// The bits of a number: where its exponent begins, and the largest exponent e of which 2^-e is a normal number.
+template <typename A>
+struct Binary;
+template <>
+struct Binary<float> {
+  using Word = uint32_t;
+  static constexpr int kMantissa = 23, kBias = 127, kMost = 126;
+};
+template <>
+struct Binary<double> {
+  using Word = uint64_t;
+  static constexpr int kMantissa = 52, kBias = 1023, kMost = 1022;
+};
 
 template <typename A>
-__device__ inline A power_of_two(int exponent);
-template <>
-__device__ inline float power_of_two<float>(int exponent) {
-  const uint32_t bits = static_cast<uint32_t>(exponent + 127) << 23;
-  float power;
+__device__ inline int clamp_exponent(int e) {
+  constexpr int kMost = Binary<A>::kMost;
+  return e < -kMost ? -kMost : e > kMost ? kMost : e;
+}
+
+// floor(log2(largest)), held; kMost for inf and NaN.
+template <typename A>
+__device__ inline int exponent_of(A largest) {
+  typename Binary<A>::Word bits;
+  memcpy(&bits, &largest, sizeof bits);
+  return clamp_exponent<A>(static_cast<int>(bits >> Binary<A>::kMantissa) - Binary<A>::kBias);
+}
+
+template <typename A>
+__device__ inline A power_of_two(int exponent) {
+  using Word = typename Binary<A>::Word;
+  const Word bits = static_cast<Word>(exponent + Binary<A>::kBias) << Binary<A>::kMantissa;
+  A power;
   memcpy(&power, &bits, sizeof power);
   return power;
 }
-template <>
-__device__ inline double power_of_two<double>(int) {
-  return 1.0;
-}
 
-// eps = mantissa * 2^exponent: one below the smallest float32 keeps its value.
+// eps = mantissa * 2^exponent: one below the smallest normal number keeps its value.
 template <typename A>
 struct Floor {
   A mantissa;
@@ -67,19 +78,13 @@ struct Floor {
 };
 
 template <typename A>
-inline Floor<A> make_floor(double eps);
-template <>
-inline Floor<float> make_floor<float>(double eps) {
-  if (!(eps > 0)) return {static_cast<float>(eps), -252};
+inline Floor<A> make_floor(double eps) {
+  constexpr int kEnd = 2 * Binary<A>::kMost;  // past it a row cannot tell the difference
+  if (!(eps > 0)) return {static_cast<A>(eps), -kEnd};
   int exponent;
   const double mantissa = 2 * std::frexp(eps, &exponent);
-  exponent -= 1;  // past +-252 a float32 row cannot tell the difference
-  return {static_cast<float>(mantissa), exponent < -252 ? -252 : exponent > 252 ? 252 : exponent};
-}
-template <>
-inline Floor<double> make_floor<double>(double eps) {
-  // A smaller floor would have an infinite inverse; it shows only where the squares of a row underflow.
-  return {eps > 0 && eps < DBL_MIN ? DBL_MIN : eps, 0};
+  exponent -= 1;
+  return {static_cast<A>(mantissa), exponent < -kEnd ? -kEnd : exponent > kEnd ? kEnd : exponent};
 }
 
 // The power of two that brings max(largest, eps) near 1.
@@ -87,7 +92,7 @@ template <typename A>
 __device__ inline int row_exponent(A largest, Floor<A> floor) {
   const int e = exponent_of(largest);
   const int larger = e > floor.exponent ? e : floor.exponent;
-  return larger > 126 ? 126 : larger;
+  return larger > Binary<A>::kMost ? Binary<A>::kMost : larger;
 }
 
 // Norm, floor and inverse of a row in units of 2^exponent.
@@ -97,7 +102,7 @@ struct Length {
 
   __device__ Length(A sum_of_squares, int exponent, Floor<A> eps) : squared(sum_of_squares) {
     norm = sqrt(sum_of_squares);
-    floor = eps.mantissa * power_of_two<A>(clamp_exponent(eps.exponent - exponent));
+    floor = eps.mantissa * power_of_two<A>(clamp_exponent<A>(eps.exponent - exponent));
     inverse = A(1) / (norm < floor ? floor : norm);  // a NaN norm stays NaN
   }
 
@@ -106,7 +111,7 @@ struct Length {
   __device__ A radial(A dot) const { return norm >= floor ? dot / squared : A(0); }
 };
 
-// ((grad - unit * radial) * inverse) * 2^exponent; two factors, since |exponent| reaches 252.
+// ((grad - unit * radial) * inverse) * 2^exponent; two factors, since |exponent| reaches 2 kMost.
 template <typename A>
 struct Tangent {
   A radial, inverse, power, power_rest;
