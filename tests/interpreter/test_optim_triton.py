@@ -6,8 +6,8 @@ import copy
 import optim_cases as cases
 import pytest
 import torch
-from support import combinations
 from launchers import launchers
+from support import combinations
 
 import hyperkernels as hk
 from hyperkernels.kernels.optim.triton import kernels as triton_kernels
