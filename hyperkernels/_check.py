@@ -22,12 +22,11 @@ def of_data(function: Function) -> Function:
 
     @functools.wraps(function)
     def checked(*args: Any, **named: Any) -> Any:
-        for value in (*args, *named.values()):
-            if isinstance(value, torch.Tensor) and value.is_meta:
-                raise NotImplementedError(
-                    f"{function.__name__} lists pairs, as many as the data say, and tensors on the device 'meta' have "
-                    "none"
-                )
+        tensors = [value for value in (*args, *named.values()) if isinstance(value, torch.Tensor)]
+        if tensors and all(value.is_meta for value in tensors):
+            raise NotImplementedError(
+                f"{function.__name__} lists pairs, as many as the data say, and tensors on the device 'meta' have none"
+            )
         return function(*args, **named)
 
     return checked  # type: ignore[return-value]
