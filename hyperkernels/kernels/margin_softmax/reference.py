@@ -76,6 +76,10 @@ class Unknown(torch.autograd.Function):
             None if like is None else torch.where(some, torch.nan, 0).to(like[1]).expand(like[0]) for like in others
         )
 
+
+class UnknownWithTangents(Unknown):
+    """The same in forward mode. Compilers of older torches take no Function that knows it."""
+
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return torch.zeros_like(tangents[0].sum(1))
@@ -195,7 +199,8 @@ def class_statistics(
         known = f"lie in [0, {count})" if classes is None else "be among classes"
         raise IndexError(f"target must {known} or equal ignore_index={ignore_index}")
     x = torch.where(active[:, None], x, 0)
-    unknown = Unknown.apply(x, weight, scale, class_scale, bias)
+    function = Unknown if torch.compiler.is_compiling() else UnknownWithTangents
+    unknown = function.apply(x, weight, scale, class_scale, bias)
     x = torch.where(unknown.isnan()[:, None], 0, x)
     x_hat, x_norm = unit_rows(x, eps)
     w_hat = unit_rows(weight, eps)[0] if normalize_weight else weight
