@@ -1,5 +1,7 @@
 """Fused kernels for training on the unit hypersphere."""
 
+from typing import Any
+
 from . import _moved, distributed, losses, margins, mining, nn, optim, sphere
 from ._backend import backend
 from ._version import __version__
@@ -10,6 +12,12 @@ from .pairs.functional import PairStatistics, pair_statistics
 from .unit_norm import unit_norm, unit_norm_
 
 _moved.install()
+
+
+def __getattr__(name: str) -> Any:
+    """The packages by their old names, as attributes."""
+    return _moved.attribute(__name__, name)
+
 
 __all__ = [
     "ClassStatistics",

@@ -42,6 +42,13 @@ class _Finder(MetaPathFinder, Loader):
         warnings.warn(f"{old} is called {new}; the old name goes in version 0.3", DeprecationWarning, stacklevel=2)
 
 
+def attribute(package: str, name: str) -> ModuleType:
+    """What a package's __getattr__ returns for an old name; an AttributeError for any other."""
+    if f"{package}.{name}" not in MOVED:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return importlib.import_module(f"{package}.{name}")
+
+
 def install() -> None:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

@@ -258,7 +258,7 @@ def check_learned_scale(alone):
         scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
         head, _ = module(weight, M.ArcFace(0.5), group).head(x[part], target[part], torch.tensor(0))
         head = head._replace(scale=scale.expand(len(head.x)))
-        loss, *_ = hk.margin_softmax.losses.margin_softmax(head, M.ArcFace(0.5), "mean", 0.1, "all")
+        loss, *_ = hk.heads.losses.margin_softmax(head, M.ArcFace(0.5), "mean", 0.1, "all")
         gradients.append(torch.autograd.grad(loss, scale)[0])
     close(*gradients)
     same_everywhere(gradients[0])

@@ -61,3 +61,11 @@ def test_an_old_name_warns_and_an_unknown_one_is_missing():
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "is called hyperkernels.heads" in said and "hyperkernels.heads.nothing" in said
+
+
+def test_an_old_name_is_an_attribute_and_an_unknown_one_is_not():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert hk.margin_softmax.negatives is hk.heads.negatives and hk.pair_mining is hk.pairs
+    with pytest.raises(AttributeError, match="module 'hyperkernels' has no attribute 'nothing'"):
+        hk.nothing  # noqa: B018

@@ -6,6 +6,8 @@ the same order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ... import _backend
@@ -129,7 +131,8 @@ def listed(problem: Problem, tile: Tile = Tile()) -> tuple[torch.Tensor, torch.T
     offsets = torch.nn.functional.pad(count.cumsum(0), (1, 0))
     if backend == "reference":
         return offsets, *reference.listed(problem, offsets)
-    return offsets, *LIST(ListCall(problem, offsets, int(offsets[-1].item()), tile), backend)
+    total: Any = offsets[-1].item()  # a symbol, where a program is exported
+    return offsets, *LIST(ListCall(problem, offsets, total, tile), backend)
 
 
 def sample(
