@@ -4,11 +4,9 @@ import pair_selection_cases as cases
 import pretend_driver
 import pytest
 import torch
+from launchers import launchers
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.kernels.pair_mining.triton import lists as triton_lists
-from hyperkernels.kernels.pair_mining.triton import samples as triton_samples
-from hyperkernels.kernels.pair_mining.triton import top_k as triton_top_k
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(1, 1, 1), (33, 129, 100), (3, 5, 0), (0, 3, 2), (3, 0, 2)]
@@ -68,7 +66,7 @@ def test_more_than_2_to_the_31_pairs():
     )
     problem = cases.Problem(x, None, label, label, none, none, None, None, "negative", "dot")
     before = pretend_driver.stub.stub_launches()
-    triton_top_k.pair_top_k(*problem, 1, *cases.TILE)
-    triton_lists.pair_count(*problem, *cases.TILE)
-    triton_samples.pair_sample(*problem, 1, 1, "exponential", 3.0, 0.5, 1.0, *cases.TILE)
+    launchers.pair_top_k(*problem, 1, *cases.TILE)
+    launchers.pair_count(*problem, *cases.TILE)
+    launchers.pair_sample(*problem, 1, 1, "exponential", 3.0, 0.5, 1.0, *cases.TILE)
     assert pretend_driver.stub.stub_launches() > before + 2
