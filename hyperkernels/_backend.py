@@ -15,7 +15,6 @@ from types import FrameType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.autograd import forward_ad
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 ENV_VARIABLE = "HYPERKERNELS_BACKEND"
@@ -215,11 +214,3 @@ def select(family: str, device: torch.device) -> str:
     if _forced or os.environ.get(ENV_VARIABLE):
         return choose(family, device.type).backend
     return _default_backend(family, device.type)
-
-
-def refuse_forward_mode(op: str, *tensors: torch.Tensor) -> None:
-    """Raise where an input carries a tangent: the dispatcher would drop it from a custom op in silence."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise RuntimeError(f"{op} has no forward-mode derivative in its kernels; use hyperkernels.backend('reference')")

@@ -52,7 +52,7 @@ class Gradient(NamedTuple):
 
 
 class Operation(Generic[Call, Result]):
-    """An op with kernels in C++ and in Triton, and a plan of its scratch memory."""
+    """An op with kernels in C++ and in Triton."""
 
     def __init__(
         self,
@@ -63,10 +63,8 @@ class Operation(Generic[Call, Result]):
         results: Callable[[Any], Any],  # of a call: the tensors that it returns, not yet written
         triton: str,  # "module:function" of the launcher, the module from the package on
         gradient: Gradient | None = None,
-        workspace: Callable[[Any], Any] | None = None,  # of a call: what the launcher needs beside the results
     ) -> None:
-        self.name, self.gradient, self.returns = name, gradient, result is not None
-        self.results, self.workspace = results, workspace
+        self.name, self.gradient, self.returns, self.results = name, gradient, result is not None, results
         self._call, self.single = Layout(call), result is torch.Tensor
         self._result = Layout(result) if result is not None and not self.single else None
         self._written = tuple(i for i, field in enumerate(self._call.fields) if "written" in field.marks)
@@ -74,11 +72,15 @@ class Operation(Generic[Call, Result]):
         self._triton = triton
         for suffix in ("", "_triton"):
             LIBRARY.define(f"{name}{suffix}{self._call.arguments()} -> {said}")
-            register_fake(LIBRARY, name + suffix, self._fake(bool(suffix)))
+            register_fake(LIBRARY, name + suffix, self._fake)
         for device in ("CPU", "CUDA"):  # on the CPU in Triton's interpreter
             LIBRARY.impl(f"{name}_triton", self.launch, device)
-        inputs = () if gradient is None else gradient.inputs
-        self._differentiable = tuple(i for i, field in enumerate(self._call.fields) if field.name in inputs)
+        inputs, saved = ((), ()) if gradient is None else (gradient.inputs, gradient.saved)
+        fields, named = self._call.fields, () if self._result is None else self._result.names
+        self._differentiable = tuple(i for i, field in enumerate(fields) if field.name in inputs)
+        # What the backward finds again: the tensors of the call, and the results that it asks for.
+        self._saved_inputs = tuple(i for i, f in enumerate(fields) if f.is_tensor and "report" not in f.marks)
+        self._saved_results = tuple(named.index(name) for name in saved)
         cpp, kernel = _Kernels(self, "cpp"), _Kernels(self, "triton")
         self._kernels = {"cpp": cpp, "cuda": cpp, "triton": kernel}
         OPERATIONS[name] = self
@@ -98,7 +100,7 @@ class Operation(Generic[Call, Result]):
         return self.built(out)
 
     def _is_recorded(self, flat: tuple[Any, ...]) -> bool:
-        """Whether autograd asks for this call; a tangent is asked about by the Function, which refuses it."""
+        """Whether the Function is applied: a gradient is wanted, or forward mode is on, which it refuses."""
         if not self._differentiable:
             return False
         if forward_ad._current_level >= 0:
@@ -122,14 +124,8 @@ class Operation(Generic[Call, Result]):
     def _packed(self, out: Any) -> Any:
         return out if self._result is None else self._result.flat(out)
 
-    def _fake(self, triton: bool) -> Callable[..., Any]:
-        def fake(*flat: Any) -> Any:
-            call = self._call.built(flat)
-            if triton and self.workspace is not None:
-                self.workspace(call)
-            return self._packed(self.results(call))
-
-        return fake
+    def _fake(self, *flat: Any) -> Any:
+        return self._packed(self.results(self._call.built(flat)))
 
     def launch(self, *flat: Any) -> Any:
         """The Triton launcher, which is imported at its first call."""
@@ -138,18 +134,16 @@ class Operation(Generic[Call, Result]):
         return self._packed(run(self._call.built(flat)))
 
     def save(self, ctx: Any, flat: tuple[Any, ...], out: Any) -> None:
-        """Keep in ctx what `incoming` takes out again."""
-        ctx.flat = list(flat)
+        """Keep in ctx what `restored` takes out again."""
         if self.gradient is None:
             return
-        places = [i for i, field in enumerate(self._call.fields) if field.is_tensor and "report" not in field.marks]
-        for i in places:
+        ctx.flat = list(flat)
+        for i in self._saved_inputs:
             ctx.flat[i] = None
-        ctx.places = places
-        named = () if self._result is None else self._result.names
-        ctx.save_for_backward(*(flat[i] for i in places), *(out[named.index(name)] for name in self.gradient.saved))
+        ctx.save_for_backward(*(flat[i] for i in self._saved_inputs), *(out[i] for i in self._saved_results))
         if self.gradient.outputs is not None:
-            reached = self.gradient.outputs(self._call.built(flat))
+            assert self._result is not None
+            named, reached = self._result.names, self.gradient.outputs(self._call.built(flat))
             ctx.mark_non_differentiable(*(o for name, o in zip(named, out, strict=True) if name not in reached))
         if self._result is not None:  # of several results some may have no gradient
             ctx.set_materialize_grads(False)
@@ -158,9 +152,9 @@ class Operation(Generic[Call, Result]):
         """The call and the saved part of its result."""
         assert self.gradient is not None
         flat, saved = list(ctx.flat), ctx.saved_tensors
-        for place, tensor in zip(ctx.places, saved, strict=False):
+        for place, tensor in zip(self._saved_inputs, saved, strict=False):
             flat[place] = tensor
-        kept = dict(zip(self.gradient.saved, saved[len(ctx.places) :], strict=True))
+        kept = dict(zip(self.gradient.saved, saved[len(self._saved_inputs) :], strict=True))
         result = None if self._result is None else self._result.built(map(kept.get, self._result.names))
         return self._call.built(flat), result
 

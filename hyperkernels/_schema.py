@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import torch
 
 Tensor = torch.Tensor
-# What is counted by the sizes of tensors: a compiler may hold it as a symbol. Other ints are constants to it.
+# An int that is computed from the sizes of tensors: a compiler may hold it as a symbol. Other ints are constants to it.
 Size = int | torch.SymInt
 # A tensor that the op writes.
 Written = Annotated[Tensor, "written"]

@@ -22,7 +22,7 @@ TESTS = [
 ]  # fmt: skip
 # What measures memory means nothing here, and compilers take minutes.
 LEFT_OUT = "not memory and not compile"
-# Its truth is the whole of plain PyTorch for each tile of classes, which takes half an hour here.
+# It computes its truth in plain PyTorch once for each tile of classes: half an hour under the sanitizers.
 TOO_LONG = "tests/test_margin_softmax_kernels.py::test_skipped_tiles"
 CAPABILITIES = ("baseline", "avx2", "avx512")  # lowered where the processor has less
 

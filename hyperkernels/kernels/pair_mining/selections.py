@@ -35,7 +35,7 @@ from .problem import (
     numbers,
 )
 
-_LAUNCHERS = "kernels.pair_mining.triton.selections"
+_LAUNCHERS = "kernels.pair_mining.triton"
 
 
 def _bins_backward(
@@ -61,42 +61,42 @@ TOP_K = Operation(
     TopKCall,
     TopK,
     results=lambda c: TopK(numbers(c.problem.x, len(c.problem.x), c.k), indices(c.problem.x, len(c.problem.x), c.k)),
-    triton=f"{_LAUNCHERS}:pair_top_k",
+    triton=f"{_LAUNCHERS}.top_k:pair_top_k",
 )
 COUNT = Operation(
     "pair_count",
     CountCall,
     Tensor,
     results=lambda c: indices(c.problem.x, c.problem.x.shape[0]),
-    triton=f"{_LAUNCHERS}:pair_count",
+    triton=f"{_LAUNCHERS}.lists:pair_count",
 )
 LIST = Operation(
     "pair_list",
     ListCall,
     PairList,
     results=lambda c: PairList(indices(c.problem.x, c.total), numbers(c.problem.x, c.total)),
-    triton=f"{_LAUNCHERS}:pair_list",
+    triton=f"{_LAUNCHERS}.lists:pair_list",
 )
 SAMPLE = Operation(
     "pair_sample",
     SampleCall,
     Tensor,
     results=lambda c: indices(c.problem.x, c.problem.x.shape[0], c.draws),
-    triton=f"{_LAUNCHERS}:pair_sample",
+    triton=f"{_LAUNCHERS}.samples:pair_sample",
 )
 BINS_BACKWARD = Operation(
     "pair_bins_backward",
     BinsBackwardCall,
     PairGradients,
     results=lambda c: gradient_results(c.problem.x, c.problem.ref, c.need_x, c.need_ref),
-    triton=f"{_LAUNCHERS}:pair_bins_backward",
+    triton=f"{_LAUNCHERS}.bins:pair_bins_backward",
 )
 BINS = Operation(
     "pair_bins",
     BinsCall,
     Bins,
     results=bins_results,
-    triton=f"{_LAUNCHERS}:pair_bins",
+    triton=f"{_LAUNCHERS}.bins:pair_bins",
     gradient=Gradient(inputs=("x", "ref"), backward=_bins_backward, outputs=lambda _: ("sum",)),
 )
 VALUES_BACKWARD = Operation(
@@ -104,14 +104,14 @@ VALUES_BACKWARD = Operation(
     ValuesBackwardCall,
     PairGradients,
     results=lambda c: gradient_results(c.x, c.ref, c.need_x, c.need_ref),
-    triton=f"{_LAUNCHERS}:pair_values_backward",
+    triton=f"{_LAUNCHERS}.values:pair_values_backward",
 )
 VALUES = Operation(
     "pair_values",
     ValuesCall,
     Tensor,
     results=lambda c: numbers(c.x, c.rows.shape[0]),
-    triton=f"{_LAUNCHERS}:pair_values",
+    triton=f"{_LAUNCHERS}.values:pair_values",
     gradient=Gradient(inputs=("x", "ref"), backward=_values_backward),
 )
 
