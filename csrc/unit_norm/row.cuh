@@ -53,7 +53,7 @@ __device__ inline int clamp_exponent(int e) {
   return e < -kMost ? -kMost : e > kMost ? kMost : e;
 }
 
-// floor(log2(largest)), held; kMost for inf and NaN.
+// floor(log2(largest)), clamped to +-kMost; kMost for inf and NaN.
 template <typename A>
 __device__ inline int exponent_of(A largest) {
   typename Binary<A>::Word bits;

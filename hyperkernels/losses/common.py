@@ -153,8 +153,8 @@ def nonzero(loss: torch.Tensor) -> torch.Tensor:
 
 
 def blocks(count: int, room: int, each: int) -> list[tuple[int, int]]:
-    """(first, end) of the blocks that `count` things make, of which each takes `each` of the room; at least one block.
-    An exported program has one for all things, since it would keep the number of blocks that its sample has."""
+    """(first, end) of each block of `count` items, where an item needs `each` numbers and a block may have `room`; at
+    least one block. An exported program has a single block: it would keep the number of blocks of its sample."""
     if torch.compiler.is_exporting():
         return [(0, count)]
     size = max(1, room // max(1, each))
@@ -162,5 +162,5 @@ def blocks(count: int, room: int, each: int) -> list[tuple[int, int]]:
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives; what it holds on the way is computed again for the gradient."""
+    """The function's result. Its intermediate tensors are not kept, but computed again in the backward."""
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -35,14 +35,14 @@ def quotient(a, b):
 
 @triton.jit
 def held(exponent, dtype: tl.constexpr):
-    """The exponent, or the nearest whose power of two and the inverse of that are normal numbers."""
+    """The exponent, clamped so that its power of two and the inverse of that are normal numbers."""
     limit: tl.constexpr = 1022 if dtype == tl.float64 else 126
     return tl.minimum(tl.maximum(exponent, -limit), limit)
 
 
 @triton.jit
 def exponent_of(largest):
-    """floor(log2(largest)), held: int32. The limit for inf and NaN."""
+    """floor(log2(largest)), clamped by `held`: int32. The limit for inf and NaN."""
     if largest.dtype == tl.float64:
         exponent = (largest.to(tl.int64, bitcast=True) >> 52).to(tl.int32) - 1023
     else:
@@ -52,7 +52,7 @@ def exponent_of(largest):
 
 @triton.jit
 def power_of_two(exponent, dtype: tl.constexpr):
-    """2^exponent, exactly, of an exponent that is held."""
+    """2^exponent, exactly, of an exponent that `held` has clamped."""
     if dtype == tl.float64:
         power = ((exponent + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
     else:
