@@ -11,14 +11,14 @@ import torch
 from hyperkernels import backend
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import op
-from hyperkernels.kernels.pair_mining.reference import Problem, Statistics, Transform
+from hyperkernels.kernels.pair_mining.reference import PairProblem, PairRowStatistics, Transform
 
-DIFFERENTIABLE = ("sum", "sum_squares", "value")  # and d_scale of "linear"
+DIFFERENTIABLE = ("sum", "sum_squares", "lse")  # and d_scale of "linear"
 
 
 @dataclass
 class Case:
-    problem: Problem
+    problem: PairProblem
     scale: torch.Tensor | None
     offset: torch.Tensor | None
     columns: op.Columns | None
@@ -116,7 +116,7 @@ def make(
     lower, upper, s, shift = parameters(n)
     of_columns = op.Columns(*parameters(m)) if columns and m is not None else None
     p0, p1 = (0.25, -0.3) if transform == "circle" else (0.0, 0.0)
-    problem = Problem(x, ref, code, ref_code, number, ref_number, lower, upper, select, similarity)
+    problem = PairProblem(x, ref, code, ref_code, number, ref_number, lower, upper, select, similarity)
     return Case(problem, s, shift, of_columns, moments, extremes, Transform(transform, p0, p1))
 
 
@@ -174,7 +174,7 @@ def names(case: Case) -> list[str]:
     """Of what `run` returns, in its order."""
     sides = ("", "column_") if case.columns is not None else ("",)
     gradients = ["dx"] if case.problem.ref is None else ["dx", "dref"]
-    return [prefix + name for prefix in sides for name in Statistics._fields] + gradients
+    return [prefix + name for prefix in sides for name in PairRowStatistics._fields] + gradients
 
 
 def arguments_of(case: Case, tile: op.Tile | None = None) -> list[Any]:

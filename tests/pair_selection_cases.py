@@ -9,7 +9,7 @@ import torch
 
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import reference
-from hyperkernels.kernels.pair_mining.reference import Problem
+from hyperkernels.kernels.pair_mining.reference import PairProblem
 
 TILE = (256, 512)  # the tiles of the CPU's kernels; the Triton kernels have their own
 SELECTS = ("positive", "negative", "all")
@@ -48,7 +48,7 @@ def make(n, m, d, dtype=torch.float32, select="all", similarity="dot", labels="c
     ref_id = torch.randint(-1, 6, (m if ids else 0,), dtype=torch.int32)
     if own:
         ref_label, ref_id = label, id
-    problem = Problem(x, ref, label, ref_label, id, ref_id, None, None, select, similarity)
+    problem = PairProblem(x, ref, label, ref_label, id, ref_id, None, None, select, similarity)
     if window and n and m:
         u = wide(problem).sort(1).values
         low, high = u[:, m // 5], u[:, m - 1 - m // 5]
@@ -58,7 +58,7 @@ def make(n, m, d, dtype=torch.float32, select="all", similarity="dot", labels="c
             low, high = low + BESIDE, high + BESIDE
         numbers = accumulate_dtype(dtype)
         problem = problem._replace(lower=low.to(numbers), upper=high.to(numbers))
-    return Problem(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in problem))
+    return PairProblem(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in problem))
 
 
 def wide(problem):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import reference, selections
 from hyperkernels.kernels.pair_mining.op import Tile
-from hyperkernels.kernels.pair_mining.reference import Problem
+from hyperkernels.kernels.pair_mining.reference import PairProblem
 
 SIMILARITIES = ("dot", "euclidean", "squared_euclidean")
 SELECTS = ("positive", "negative", "all")
@@ -64,7 +64,7 @@ def make(
             lower, upper = lower.round(), upper.round()
         if n > 1:
             lower[0], upper[1] = -torch.inf, torch.inf
-    return Problem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity)
+    return PairProblem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity)
 
 
 def to(problem, dtype):

@@ -11,7 +11,7 @@ from launchers import launchers
 from test_ahead_of_time import TYPES, Recorder
 
 from hyperkernels._dtypes import accumulate_dtype
-from hyperkernels.kernels.pair_mining.reference import Problem
+from hyperkernels.kernels.pair_mining.reference import PairProblem
 
 pytestmark = [
     pytest.mark.aot,
@@ -40,7 +40,7 @@ def launches(monkeypatch, target, dtype, n=65536, m=65536, d=512, k=10, draws=4,
         patch.setattr(kernels, "architecture", aot.architecture(target))
         m = n if own else m
         label, id = torch.int64 if bits else torch.int32, torch.int32
-        problem = Problem(
+        problem = PairProblem(
             new(n, d, dtype=dtype), None if own else new(m, d, dtype=dtype), new(n, dtype=label), new(m, dtype=label),
             new(n, dtype=id), new(m, dtype=id), *([new(n), new(n)] if window else [None, None]), select, similarity,
         )  # fmt: skip

@@ -109,8 +109,8 @@ def test_no_pairs():
         pairs, _, (x,) = both()
         listed = ListedPairs(pairs, (none, none), (none, none))
         found = listed.statistics("negative", moments=True, extremes=True, transform=transform, scale=2.0)
-        assert not found.count.any() and (found.low == torch.inf).all() and (found.high_index == -1).all()
-        (slope,) = torch.autograd.grad(torch.where(found.count > 0, found.value, 0).sum() + found.sum.sum(), x)
+        assert not found.count.any() and (found.min == torch.inf).all() and (found.argmax == -1).all()
+        (slope,) = torch.autograd.grad(torch.where(found.count > 0, found.lse, 0).sum() + found.sum.sum(), x)
         assert not slope.any()
 
 
@@ -119,15 +119,15 @@ def test_ties_and_nan():
     pairs = Pairs(x)
     rows, columns, none = torch.tensor([0, 0, 1]), torch.tensor([3, 2, 0]), torch.empty(0, dtype=torch.int64)
     found = ListedPairs(pairs, (rows, columns), (none, none)).statistics("positive", extremes=True)
-    assert found.high_index.tolist() == found.low_index.tolist() == [2, 0, -1, -1]
+    assert found.argmax.tolist() == found.argmin.tolist() == [2, 0, -1, -1]
     y = x.clone()
     y[3] = torch.nan
     found = ListedPairs(Pairs(y), (rows, columns), (none, none)).statistics(
         "positive", moments=True, extremes=True, transform=LINEAR, scale=1.0
     )
-    for v in (found.sum, found.low, found.high, found.value):
+    for v in (found.sum, found.min, found.max, found.lse):
         assert v[0].isnan() and v[1].isfinite()
-    assert found.high_index.tolist() == [3, 0, -1, -1]
+    assert found.argmax.tolist() == [3, 0, -1, -1]
 
 
 def test_wrong_lists_are_refused():
@@ -145,7 +145,7 @@ def test_wrong_lists_are_refused():
 
 def test_softplus_is_exact_where_it_is_nearly_the_identity():
     pairs, listed, _ = both()
-    found = listed.statistics("all", transform=SOFTPLUS, scale=1.0, offset=21.0).value
+    found = listed.statistics("all", transform=SOFTPLUS, scale=1.0, offset=21.0).lse
     positive, negative = (pairs.listed(select) for select in ("positive", "negative"))
     wanted = torch.zeros(13, dtype=torch.float64)
     for side in (positive, negative):

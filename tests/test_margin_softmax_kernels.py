@@ -12,11 +12,11 @@ from support import LOWER_CAPABILITIES, assert_passes_at
 
 from hyperkernels.kernels.margin_softmax import reference, statistics
 from hyperkernels.kernels.margin_softmax.negatives import SUMS, Negatives
-from hyperkernels.kernels.margin_softmax.problem import RowStatistics
+from hyperkernels.kernels.margin_softmax.problem import ClassRowStatistics
 
 pytest.importorskip("hyperkernels._C")
 
-NAMES = (*RowStatistics._fields, "dx", "dweight", "dscale or later", "later", "later")
+NAMES = (*ClassRowStatistics._fields, "dx", "dweight", "dscale or later", "later", "later")
 HALVES = (torch.bfloat16, torch.float16)
 
 CASES = st.fixed_dictionaries(
@@ -106,7 +106,7 @@ def test_accuracy(dtype, kind, sub_centers):
     peer_values, peer_gradients = by_reference(case)
     same = values[4] == truth_values[4]
     assert same.float().mean() > 0.98, "hardest_class"
-    for i, name in enumerate(RowStatistics._fields):
+    for i, name in enumerate(ClassRowStatistics._fields):
         if values[i].is_floating_point():
             assert_as_accurate(values[i], peer_values[i], truth_values[i], what=name)
     for mine, peer, truth in zip(gradients, peer_gradients, truth_gradients, strict=True):

@@ -25,7 +25,7 @@ def test_class_statistics():
 
 @pytest.mark.parametrize(
     ("transform", "more"),
-    [(LINEAR, {"value", "d_scale"}), (SOFTPLUS, {"value"}), (Transform("circle", 0.2, -0.1), {"value"})],
+    [(LINEAR, {"lse", "d_scale"}), (SOFTPLUS, {"lse"}), (Transform("circle", 0.2, -0.1), {"lse"})],
 )
 def test_pair_statistics(transform, more):
     problem = Pairs(rows(), LABELS).problem("negative")

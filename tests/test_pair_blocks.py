@@ -39,7 +39,7 @@ def test_blocks(reference, similarity, transform, both, select):
         columns = case.columns._replace(lower=None, upper=None) if both else None
         truth = statistics(case, case.problem._replace(x=x, ref=ref), columns)
         sides = [side for side in truth if side is not None]
-        names = ["sum", "sum_squares", *(["value"] if transform != "none" else [])]
+        names = ["sum", "sum_squares", *(["lse"] if transform != "none" else [])]
         given = [torch.randn_like(getattr(side, name)) for side in sides for name in names]
         values = [getattr(side, name) for side in sides for name in names]
         finite = [torch.where(v.isfinite(), v, 0) for v in values]  # rows without a pair
@@ -52,17 +52,17 @@ def test_blocks(reference, similarity, transform, both, select):
             own = op.Columns(*(None if v is None else v[here] for v in columns)) if both else None
             found.append(statistics(case, part(problem, here), own))
         rows = blocks.merged([of_rows for of_rows, _ in found], case.transform)
-        for name in ("count", "sum", "sum_squares", "value", "d_scale", "d_offset"):
+        for name in ("count", "sum", "sum_squares", "lse", "d_scale", "d_offset"):
             torch.testing.assert_close(getattr(rows, name), getattr(truth[0], name).detach(), rtol=1e-10, atol=1e-10)
 
         def side(scale, offset, of, gradients):
             by_name = dict(zip(names, gradients, strict=True))
             zero = torch.zeros_like(of.sum).detach()
-            c0 = torch.where(of.value.isfinite(), by_name["value"] * scale, 0) if "value" in by_name else zero
+            c0 = torch.where(of.lse.isfinite(), by_name["lse"] * scale, 0) if "lse" in by_name else zero
             if transform == "softplus":
-                c0 = by_name["value"] * scale
+                c0 = by_name["lse"] * scale
             coefficients = torch.stack([c0, zero, by_name["sum"], 2 * by_name["sum_squares"]]).detach()
-            return blocks.Side(coefficients, scale, offset, of.value.detach())
+            return blocks.RowSide(coefficients, scale, offset, of.lse.detach())
 
         of_rows = side(case.scale, case.offset, truth[0], given[: len(names)])
         of_columns = side(columns.scale, columns.offset, truth[1], given[len(names) :]) if both else None

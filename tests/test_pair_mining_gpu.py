@@ -8,11 +8,11 @@ from accuracy import assert_as_accurate
 
 import hyperkernels as hk
 from hyperkernels.kernels.pair_mining import op
-from hyperkernels.kernels.pair_mining.reference import Problem, Transform
+from hyperkernels.kernels.pair_mining.reference import PairProblem, Transform
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TRANSFORMS = (Transform(), Transform("linear"), Transform("circle", 0.3, -0.2), Transform("softplus"))
-NAMES = ("sum", "sum_squares", "low", "high", "value", "d_scale", "d_offset")
+NAMES = ("sum", "sum_squares", "min", "max", "lse", "d_scale", "d_offset")
 
 pytestmark = pytest.mark.gpu
 
@@ -28,7 +28,7 @@ def case(n, m, d, dtype, select="negative", similarity="dot", transform=TRANSFOR
         ref, ref_label, ref_id = None, label, id
     leaves = [None if v is None else v.requires_grad_() for v in (x, ref)]
     scale = None if transform.name == "none" else torch.rand(n, dtype=accumulator, device="cuda") * 20 + 5
-    return Problem(*leaves, label, ref_label, id, ref_id, None, None, select, similarity), scale
+    return PairProblem(*leaves, label, ref_label, id, ref_id, None, None, select, similarity), scale
 
 
 def step(problem, scale, transform, backend="triton"):
@@ -38,13 +38,13 @@ def step(problem, scale, transform, backend="triton"):
         weight = torch.linspace(-1, 1, len(problem.x), device="cuda", dtype=rows.sum.dtype)
         loss = rows.sum @ weight + rows.sum_squares @ weight
         if transform.name != "none":
-            loss = loss + torch.where(rows.count > 0, rows.value, 0) @ weight
+            loss = loss + torch.where(rows.count > 0, rows.lse, 0) @ weight
         return rows, torch.autograd.grad(loss, [v for v in problem[:2] if v is not None])
 
 
 def in_float64(problem, scale):
     wide = [None if v is None else v.detach().double().requires_grad_() for v in problem[:2]]
-    return Problem(*wide, *problem[2:]), None if scale is None else scale.double()
+    return PairProblem(*wide, *problem[2:]), None if scale is None else scale.double()
 
 
 # Every case compiles kernels of its own: bfloat16 has all of them, the other dtypes and ref as x itself take turns.
@@ -86,7 +86,7 @@ def test_sizes(shape, select):
     ours, gradients = step(problem, scale, TRANSFORMS[1])
     right, truth = step(*in_float64(problem, scale), TRANSFORMS[1], "reference")
     assert torch.equal(ours.count, right.count)
-    torch.testing.assert_close(ours.value.double(), right.value, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.lse.double(), right.lse, rtol=1e-4, atol=1e-4)
     for mine, exact in zip(gradients, truth, strict=True):
         assert (mine.double() - exact).norm() <= 0.02 * exact.norm() + 1e-6
 
@@ -101,11 +101,11 @@ def test_more_than_2_to_the_31_pairs():
     with hk.backend("reference"):
         right, _ = op.pair_statistics(part, part_scale, None, True, True, TRANSFORMS[1])
         weight = torch.linspace(-1, 1, 50_000, device="cuda")[few].double()
-        loss = (right.sum + right.sum_squares + torch.where(right.count > 0, right.value, 0)) @ weight
+        loss = (right.sum + right.sum_squares + torch.where(right.count > 0, right.lse, 0)) @ weight
         (truth,) = torch.autograd.grad(loss, part.x)
     assert torch.equal(rows.count[few], right.count)
-    torch.testing.assert_close(rows.value[few].double(), right.value, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(rows.high[few].double(), right.high, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rows.lse[few].double(), right.lse, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rows.max[few].double(), right.max, rtol=1e-5, atol=1e-5)
     assert (dx[few].double() - truth).norm() <= 0.02 * truth.norm()
     assert dref.isfinite().all()
 
@@ -133,7 +133,7 @@ def test_graph_capture():
         problem.x.copy_(torch.randn_like(problem.x))
     graph.replay()
     eager, expected = step(problem, scale, TRANSFORMS[1])
-    assert torch.equal(rows.value, eager.value) and torch.equal(rows.high_index, eager.high_index)
+    assert torch.equal(rows.lse, eager.lse) and torch.equal(rows.argmax, eager.argmax)
     assert torch.equal(gradients[0], expected[0])
 
 
@@ -143,7 +143,7 @@ def test_compiles_in_one_graph():
     def loss(x, ref):
         with_x = problem._replace(x=x * 2, ref=ref)
         rows, _ = op.pair_statistics(with_x, scale, None, True, False, TRANSFORMS[1])
-        return torch.where(rows.count > 0, rows.value, 0).sum() + rows.sum.sum()
+        return torch.where(rows.count > 0, rows.lse, 0).sum() + rows.sum.sum()
 
     leaves = problem[:2]
     compiled, eager = torch.compile(loss, fullgraph=True)(*leaves), loss(*leaves)

@@ -91,15 +91,15 @@ KERNELS = [
 LOSSES = [
     Mutant(
         "multi-similarity mines positives without epsilon", "losses/weighted.py",
-        "upper = negative.high + epsilon", "upper = negative.high",
+        "upper = negative.max + epsilon", "upper = negative.max",
         caught_by=["tests/test_losses_weighted.py::test_value_and_gradients[multi-similarity-self]"],
     ),
     Mutant(
         "SupCon pairs a row with itself", "losses/softmax.py",
-        "    loss = cross_entropy(negative.value, of_statistics(positive, scale, 0.0))\n",
+        "    loss = cross_entropy(negative.lse, of_statistics(positive, scale, 0.0))\n",
         """    itself = Pairs(pairs.x, pairs.labels, pairs.x, pairs.labels, similarity=pairs.similarity)
     positive = itself.statistics("positive", moments=True, transform=LINEAR, scale=scale)
-    loss = cross_entropy(negative.value, of_statistics(positive, scale, 0.0))
+    loss = cross_entropy(negative.lse, of_statistics(positive, scale, 0.0))
 """,
         caught_by=["tests/test_losses_softmax.py::test_supcon[one_set]"],
     ),

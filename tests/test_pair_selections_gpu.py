@@ -95,7 +95,7 @@ def test_draws_follow_the_weights():
     x = torch.ones(512, 16, device="cuda") / 16
     ref = torch.linspace(-0.7, 0.7, 8, device="cuda")[:, None].expand(8, 16).contiguous()
     none = torch.empty(0, dtype=torch.int32, device="cuda")
-    problem = reference.Problem(x, ref, none, none, none, none, None, None, "all", "dot")
+    problem = reference.PairProblem(x, ref, none, none, none, none, None, None, "all", "dot")
     drawn = cases.op("pair_sample")(*problem, 64, 2024, "exponential", 3.0, 0.0, 2.0, *cases.TILE)
     expected = (1.5 * ref[:, 0]).softmax(0) * drawn.numel()
     observed = drawn.flatten().bincount(minlength=8)

@@ -104,7 +104,7 @@ def test_nan_is_the_largest_and_not_dropped(dtype, similarity):
 def test_many_ties_and_infinite_similarities():
     x, ref = torch.ones(3, 1), torch.ones(1000, 1)
     none = torch.empty(0, dtype=torch.int32)
-    problem = reference.Problem(x, ref, none, none, none, none, None, None, "all", "dot")
+    problem = reference.PairProblem(x, ref, none, none, none, none, None, None, "all", "dot")
     for k in (1, 7, 100, 999):
         assert torch.equal(selections.top_k(problem, k, Tile(2, 33))[1], torch.arange(k).expand(3, k))
     for infinite in (torch.inf, -torch.inf, torch.nan):

@@ -11,7 +11,7 @@ from support import LOWER_CAPABILITIES, assert_passes_at
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import op
 from hyperkernels.kernels.pair_mining.op import Tile
-from hyperkernels.kernels.pair_mining.reference import Problem, Transform
+from hyperkernels.kernels.pair_mining.reference import PairProblem, Transform
 
 pytest.importorskip("hyperkernels._C")
 
@@ -168,7 +168,7 @@ def test_indices_and_counts_do_not_depend_on_the_tile(dtype, m):
     for tile in (Tile(), Tile(16, 16), Tile(7, 50), Tile(50, 7), Tile(1, 300)):
         found = by_kernel(case, fixed_gradients(), tile)[0]
         for name, a, b in zip(names(case), found, right, strict=False):
-            if not a.is_floating_point() or name.removeprefix("column_") in ("low", "high"):
+            if not a.is_floating_point() or name.removeprefix("column_") in ("min", "max"):
                 assert torch.equal(a, b), name
 
 
@@ -227,15 +227,15 @@ def test_rows_that_are_not_finite(dtype, poison, transform, similarity, m):
     value = dict(zip(names(case), values, strict=False))
     apart = (p.ref_label != 1) & (p.ref_label >= 0) & (p.ref_id != 5)
     prefix = "" if m is None else "column_"
-    for name in ("sum", "low", "high", "value"):
+    for name in ("sum", "min", "max", "lse"):
         assert torch.equal(value[prefix + name].isnan() & apart, apart), name
         others = ~apart.clone()
         if m is None:
             assert value[name][5].isnan()
             others[5] = False
         assert not value[prefix + name][others].isnan().any(), name
-    assert (value[prefix + "low_index"][apart] == 5).all()
-    assert (value[prefix + "high_index"][apart] == 5).all()
+    assert (value[prefix + "argmin"][apart] == 5).all()
+    assert (value[prefix + "argmax"][apart] == 5).all()
     if m is not None:  # of x with itself every row is paired with one whose log-sum-exp is NaN
         assert gradients[1][~apart].isfinite().all()
         assert gradients[1][apart].isnan().all()
@@ -246,13 +246,13 @@ def test_infinite_similarities():
     x = torch.tensor([[1.0, 0.0], [torch.inf, 1.0], [-1.0, 0.0]])
     empty = torch.empty(0, dtype=torch.int32)
     ids = torch.arange(3, dtype=torch.int32)
-    problem = Problem(x, None, empty, empty, ids, ids, None, None, "all", "dot")
+    problem = PairProblem(x, None, empty, empty, ids, ids, None, None, "all", "dot")
     rows, _ = op.pair_statistics(problem, torch.ones(3), None, False, True, Transform("linear"))
-    assert rows.high[0] == torch.inf
-    assert rows.high_index[0] == 1
-    assert rows.value[0] == torch.inf
-    assert rows.low[2] == -torch.inf
-    torch.testing.assert_close(rows.value[2], torch.tensor(-1.0))
+    assert rows.max[0] == torch.inf
+    assert rows.argmax[0] == 1
+    assert rows.lse[0] == torch.inf
+    assert rows.min[2] == -torch.inf
+    torch.testing.assert_close(rows.lse[2], torch.tensor(-1.0))
 
 
 @pytest.mark.parametrize("m", [None, 50])
@@ -262,7 +262,7 @@ def test_the_lowest_index_wins_ties(m):
     case.problem = p._replace(x=torch.ones_like(p.x), ref=None if m is None else torch.ones_like(p.ref))
     for tile in (Tile(), Tile(8, 16), Tile(16, 8), Tile(1, 1)):
         values = dict(zip(names(case), by_kernel(case, fixed_gradients(), tile)[0], strict=False))
-        for name in ("low_index", "high_index"):
+        for name in ("argmin", "argmax"):
             assert (values[name] == 0).all()
             assert m is None or (values["column_" + name] == 0).all()
 

@@ -14,7 +14,7 @@ import torch
 
 from ..heads.losses import Head
 from ..kernels.margin_softmax.negatives import COSINE, SUMS, Negatives
-from ..kernels.margin_softmax.problem import ABSENT, IGNORED, OUTSIDE, RowStatistics
+from ..kernels.margin_softmax.problem import ABSENT, IGNORED, OUTSIDE, ClassRowStatistics
 from ..margins.base import Rows
 from .collectives import Ranks, replicated
 from .shards import Shards
@@ -84,7 +84,7 @@ class ShardedHead(Head):
             options=self.options._replace(ignore_index=IGNORED, absent_index=ABSENT),
         )
 
-    def statistics(self, negatives: Negatives = COSINE) -> RowStatistics:
+    def statistics(self, negatives: Negatives = COSINE) -> ClassRowStatistics:
         return merge(self._local().statistics(negatives), self.shard, negatives.kind)
 
     def rows_ahead(self) -> Rows:
@@ -142,7 +142,7 @@ class _FromFirst(torch.autograd.Function):
         return gradient if ctx.rank == 0 else None, None
 
 
-def merge(own: RowStatistics, shard: Shard, kind: str) -> RowStatistics:
+def merge(own: ClassRowStatistics, shard: Shard, kind: str) -> ClassRowStatistics:
     """The statistics over all classes from those over each shard's, the same bits on every rank.
 
     One all_gather of 3 numbers a row (5 with quadratic negatives, whose hard ones are counted), and two of 3 more in

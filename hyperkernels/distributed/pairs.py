@@ -14,14 +14,14 @@ from torch.autograd.function import once_differentiable
 
 from .. import _check
 from ..kernels.pair_mining.blocks import log_sum_exp, statistics
-from ..kernels.pair_mining.problem import Statistics
+from ..kernels.pair_mining.problem import PairRowStatistics
 from ..pairs.pairs import Pairs
 from .collectives import Ranks, gather, gather_rows, replicated
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Sides = tuple[Statistics, ...]  # of the rows, and where asked for of the columns
+Sides = tuple[PairRowStatistics, ...]  # of the rows, and where asked for of the columns
 
 
 class _Times(torch.autograd.Function):
@@ -171,10 +171,10 @@ class RankPairs:
         extremes; with `both` those of this rank's columns over the rows of all ranks as well."""
         raise NotImplementedError
 
-    def own_columns(self, partial: Statistics, moments: bool) -> Statistics:
+    def own_columns(self, partial: PairRowStatistics, moments: bool) -> PairRowStatistics:
         """The statistics of this rank's columns over all rows, from those of all columns over this rank's rows; only
         count, sum and log-sum-exp."""
-        numbers = [partial.count.to(self.dtype), partial.value, *([partial.sum] if moments else [])]
+        numbers = [partial.count.to(self.dtype), partial.lse, *([partial.sum] if moments else [])]
         parts = _ToOwners.apply(torch.stack(numbers, 1), self.group.ranks, self.batch.rows)
         count, value, *sums = parts.unbind(2)
         total = sums[0].sum(0) if moments else count.new_empty(0)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from .._dtypes import accumulate_dtype
 from ..kernels.pair_mining import op
 from ..kernels.pair_mining.blocks import gradients, merged, statistics
-from ..kernels.pair_mining.problem import Columns, Problem, Side, Statistics, Tile, Transform, plan
+from ..kernels.pair_mining.problem import Columns, PairProblem, PairRowStatistics, RowSide, Tile, Transform, plan
 from ..pairs.codes import codes
 from ..pairs.pairs import SORTED_TILE, Pairs
 from .pairs import Batch, RankPairs, Sides
@@ -45,11 +45,11 @@ class RingPairs(RankPairs):
         self.codes = label[self.order], ref_label[self.ref_order]
         self.ids = (none, none) if batch.ids is None else (id[self.order], ref_id[self.ref_order])
 
-    def problem(self, select: str, x: torch.Tensor, block: torch.Tensor, source: int) -> Problem:
+    def problem(self, select: str, x: torch.Tensor, block: torch.Tensor, source: int) -> PairProblem:
         columns = self.blocks[source]
         (label, ref_label), (id, ref_id) = self.codes, self.ids
         ref = block[: self.batch.rows[source]]
-        return Problem(
+        return PairProblem(
             x, ref, label, ref_label[columns], id, ref_id[columns], None, None, select, self.own.similarity
         )  # fmt: skip
 
@@ -87,19 +87,19 @@ class RingPairs(RankPairs):
         ]
 
 
-def _unsorted(numbers: Sequence[torch.Tensor], order: torch.Tensor) -> Statistics:
-    """count, sum and value, as they were before they were put in order."""
+def _unsorted(numbers: Sequence[torch.Tensor], order: torch.Tensor) -> PairRowStatistics:
+    """count, sum and lse, as they were before they were put in order."""
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     count, total, value = (v[place] if v.numel() else v for v in numbers)
     return statistics(count, total, value)
 
 
-def _tile(ask: Ask, problem: Problem) -> Tile:
+def _tile(ask: Ask, problem: PairProblem) -> Tile:
     return SORTED_TILE if ask.select == "positive" else plan(problem)
 
 
 class _Ring(torch.autograd.Function):
-    """For each ask count, sum and value of the rows, and with `both` of all columns over these rows.
+    """For each ask count, sum and lse of the rows, and with `both` of all columns over these rows.
 
     `numbers` are scale and offset of each of these sides.
     """
@@ -123,31 +123,31 @@ class _Ring(torch.autograd.Function):
                 found[source] = op.pair_statistics(
                     problem, scale, offset, ask.moments, False, ask.transform, asked, _tile(ask, problem)
                 )
-        sides: list[Statistics] = []
+        sides: list[PairRowStatistics] = []
         for ask, by_rank in zip(asks, parts, strict=True):
             sides.append(merged([rows for rows, _ in by_rank], ask.transform))
             if both:
                 of_blocks = zip(*(columns for _, columns in by_rank), strict=True)
-                sides.append(Statistics(*(torch.cat(v) for v in of_blocks)))
+                sides.append(PairRowStatistics(*(torch.cat(v) for v in of_blocks)))
         ctx.ring, ctx.asks, ctx.both = ring, asks, both
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(side.count for side in sides))
-        kept = [v for side in sides for v in (side.value, side.d_scale, side.d_offset)]
+        kept = [v for side in sides for v in (side.lse, side.d_scale, side.d_offset)]
         ctx.save_for_backward(x, block, *numbers, *kept)
-        return tuple(v for side in sides for v in (side.count, side.sum, side.value))
+        return tuple(v for side in sides for v in (side.count, side.sum, side.lse))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: torch.Tensor | None) -> tuple[Any, ...]:
         x, block, *saved = ctx.saved_tensors
-        sides: list[Side] = []
+        sides: list[RowSide] = []
         of_numbers: list[torch.Tensor | None] = []
         count = len(given) // 3
         for k in range(count):
             scale, offset = saved[2 * k : 2 * k + 2]
             value, *slopes = saved[2 * count + 3 * k : 2 * count + 3 * k + 3]
             _, d_sum, d_value = given[3 * k : 3 * k + 3]
-            sides.append(Side(_coefficients(d_sum, d_value, scale, value), scale, offset, value))
+            sides.append(RowSide(_coefficients(d_sum, d_value, scale, value), scale, offset, value))
             of_numbers += [
                 d_value * slope if need and d_value is not None else None
                 for slope, need in zip(slopes, ctx.needs_input_grad[5 + 2 * k : 7 + 2 * k], strict=True)
@@ -174,8 +174,8 @@ def _coefficients(
 def _round(
     ring: RingPairs,
     asks: list[Ask],
-    rows: Sequence[Side],
-    columns: Sequence[Side] | None,
+    rows: Sequence[RowSide],
+    columns: Sequence[RowSide] | None,
     x: torch.Tensor,
     block: torch.Tensor,
     need_x: bool,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from .._order import pick, spread, total
 from ..kernels.margin_softmax.negatives import COSINE, SUMS, Negatives
-from ..kernels.margin_softmax.problem import ABSENT, IGNORED, Options, RowStatistics
+from ..kernels.margin_softmax.problem import ABSENT, IGNORED, ClassRowStatistics, Options
 from ..kernels.margin_softmax.receivers import OfClasses, Receiver
 from ..kernels.margin_softmax.reference import rows_of_classes, take_rows, unit_rows
 from ..kernels.margin_softmax.statistics import class_statistics
@@ -57,7 +57,7 @@ class Head(NamedTuple):
         """The numbers of the classes that take part."""
         return per_class if per_class is None or self.sampled is None else per_class.index_select(0, self.sampled)
 
-    def statistics(self, negatives: Negatives = COSINE) -> RowStatistics:
+    def statistics(self, negatives: Negatives = COSINE) -> ClassRowStatistics:
         """The statistics, target_cos in float64."""
         weight, target, sampled, receiver = self.weight, self.target, self.sampled, self.receiver
         options = self.options._replace(negatives=negatives.kind)
@@ -94,7 +94,7 @@ class Head(NamedTuple):
         logits = self.scale * psi
         return logits if self.bias is None else logits + pick(self.bias, self.target_class)
 
-    def correct(self, statistics: RowStatistics) -> torch.Tensor:
+    def correct(self, statistics: ClassRowStatistics) -> torch.Tensor:
         """bool [N]: the class of the largest logit, without margin, is the target."""
         own = (self.logits(statistics.target_cos) / self.scale).detach()
         here = self.counted & (self.target != self.options.absent_index)
@@ -120,7 +120,7 @@ class Contained(NamedTuple):
     statistics past the formula: zero where nothing comes in, and otherwise NaN by way of the kernels.
     """
 
-    statistics: RowStatistics
+    statistics: ClassRowStatistics
     unknown: torch.Tensor  # bool [N]
     nan: torch.Tensor  # [N], NaN in these rows
 
@@ -129,7 +129,7 @@ class Contained(NamedTuple):
         return torch.where(self.unknown, self.nan, loss)
 
 
-def contain(statistics: RowStatistics, kind: str) -> Contained:
+def contain(statistics: ClassRowStatistics, kind: str) -> Contained:
     """`kind` is that of the negatives: it says which statistic the loss reads in any case."""
     others = statistics.neg_cos_sum if kind in SUMS else statistics.neg_lse
     nan = others + statistics.target_cos.to(others.dtype)
@@ -153,7 +153,7 @@ def reduce(loss: torch.Tensor, counted: torch.Tensor, reduction: str) -> torch.T
 
 def margin_softmax(
     head: Head, margin: Margin, reduction: str, label_smoothing: float, smoothing_over: str
-) -> tuple[torch.Tensor, RowStatistics, Head]:
+) -> tuple[torch.Tensor, ClassRowStatistics, Head]:
     """Cross-entropy of the margined logits, softplus(log-sum-exp of the others - target logit), the statistics, and the
     head with the scale that they were taken under."""
     training = getattr(margin, "training", True)

@@ -47,7 +47,7 @@ def of_logits(logits: torch.Tensor, some: torch.Tensor | None = None) -> Positiv
 def of_statistics(found: Any, scale: Number, margin: float) -> Positives:
     some = found.count > 0
     mean = scale * (found.sum / found.count.clamp_min(1) - margin)
-    return Positives(some, torch.where(some, found.value, 0) - scale * margin, mean)
+    return Positives(some, torch.where(some, found.lse, 0) - scale * margin, mean)
 
 
 def cross_entropy(negative: torch.Tensor, positive: Positives) -> torch.Tensor:
@@ -241,14 +241,14 @@ def info_nce_of(
     of_positives: list[Any] = []
     if negatives is None:
         found, *of_positives = statistics_of(pairs, *wanted, both=symmetric)  # of rows, with symmetric of columns
-        negative = [side.value for side in found]
+        negative = [side.lse for side in found]
     else:
         negative = [_lse_of_listed(pairs, negatives, scale)]
     for other in more:
         (found,) = statistics_of(other, wanted[0], both=symmetric)
-        negative = [_logaddexp(a, side.value) for a, side in zip(negative, found, strict=True)]
+        negative = [_logaddexp(a, side.lse) for a, side in zip(negative, found, strict=True)]
     if queue is not None:
-        in_queue = queue.statistics(**asked("all" if queue.labels is None else "negative")).value
+        in_queue = queue.statistics(**asked("all" if queue.labels is None else "negative")).lse
         negative = [_logaddexp(negative[0], in_queue)]
 
     if paired:

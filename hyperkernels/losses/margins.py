@@ -184,22 +184,22 @@ def _all_soft(pairs: Pairs, margin: float) -> tuple[torch.Tensor, torch.Tensor, 
         has = positives > k
         at = torch.where(has, found.offsets[:-1] + k, 0)
         negative = pairs.statistics("negative", transform=SOFTPLUS, scale=1.0, offset=margin - value[at])
-        rows = rows + torch.where(has, negative.value, 0)
+        rows = rows + torch.where(has, negative.lse, 0)
         triplets = triplets + torch.where(has, negative.count, 0).sum()
     return rows, triplets, triplets
 
 
 def _batch_hard(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, None]:
     """Violations without the margin, [N], which of them exist, and nothing to sum over."""
-    positive = pairs.statistics("positive", extremes=True).low_index
-    negative = pairs.statistics("negative", extremes=True).high_index
+    positive = pairs.statistics("positive", extremes=True).argmin
+    negative = pairs.statistics("negative", extremes=True).argmax
     return pairs.values_at(negative) - pairs.values_at(positive), (positive >= 0) & (negative >= 0), None
 
 
 def _semi_hard(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `_batch_hard`, [K] of the positive pairs, and the offsets of the rows' pairs."""
     found = pairs.listed("positive")
-    negative, least = hardest_below(pairs, found), pairs.statistics("negative", extremes=True).low_index
+    negative, least = hardest_below(pairs, found), pairs.statistics("negative", extremes=True).argmin
     negative = torch.where(negative < 0, least[found.rows], negative)
     violation = pairs.values(found.rows, negative.clamp_min(0)) - pairs.values(found.rows, found.columns)
     return violation, negative >= 0, found.offsets
@@ -338,6 +338,6 @@ def tuplet_margin_of(pairs: Pairs, margin: float, scale: float, reduction: str =
     sine = torch.where(apart, torch.where(apart, square, 1).sqrt(), 0)
     slack = math.radians(margin)
     eased = cos * math.cos(slack) + sine * math.sin(slack)
-    negatives = pairs.statistics("negative", transform=LINEAR, scale=scale).value
+    negatives = pairs.statistics("negative", transform=LINEAR, scale=scale).lse
     loss = softplus(take(negatives, found.rows) - scale * eased)
     return reduce(row_sums(loss, found.offsets), reduction, loss.shape[0])

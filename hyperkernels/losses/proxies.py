@@ -102,8 +102,8 @@ def proxy_anchor_of(pairs: Pairs, *, scale: Number, margin: float) -> torch.Tens
     positive = pairs.statistics("positive", transform=LINEAR, scale=-scale)
     negative = pairs.statistics("negative", transform=LINEAR, scale=scale)
     with_positive = positive.count > 0
-    attracted = softplus(positive.value + scale * margin)
-    repelled = softplus(negative.value + scale * margin)
+    attracted = softplus(positive.lse + scale * margin)
+    repelled = softplus(negative.lse + scale * margin)
     return reduce_counted(attracted, with_positive, "mean") + reduce_counted(
         repelled, torch.ones_like(with_positive), "mean"
     )
@@ -201,7 +201,7 @@ def nbc_softmax(
     means, present = _class_means(x, _labels(Pairs(x, similarity="dot"), labels))
     absent = torch.where(present, 0, -1)
     of_means = Pairs(means, absent, ignore_label=-1)
-    lse = of_means.statistics("all", transform=LINEAR, scale=scalar("scale", scale, of_means.dtype)).value
+    lse = of_means.statistics("all", transform=LINEAR, scale=scalar("scale", scale, of_means.dtype)).lse
     total = reduce_counted(softplus(lse), present, "sum")
     return total / (present.sum().clamp_min(1) if num_classes is None else num_classes)
 

@@ -60,7 +60,7 @@ def soft_target_info_nce_of(
     # An integer times a number would be float32.
     count, negative_count = (c.to(total.dtype) for c in (positive.count, everything.count - positive.count))
     some = everything.count > 0
-    lse = torch.where(some, everything.value, 0)
+    lse = torch.where(some, everything.lse, 0)
     if diagonal:
         own = pairs.values_at(own_columns(pairs))
         lse = torch.where(some, torch.logaddexp(lse, scale * own), scale * own)

@@ -86,7 +86,7 @@ def supcon_of(
         {"select": "negative", "transform": LINEAR, "scale": scale},
         {"select": "positive", "moments": True, "transform": LINEAR, "scale": scale},
     )
-    loss = cross_entropy(negative.value, of_statistics(positive, scale, 0.0))
+    loss = cross_entropy(negative.lse, of_statistics(positive, scale, 0.0))
     if convention == "supcontrast":
         loss = loss / (scale * base_temperature)
         return reduce_counted(loss, torch.ones_like(loss, dtype=torch.bool), reduction, pairs.group)
@@ -132,7 +132,7 @@ def nt_xent(
 
 
 def nt_xent_of(pairs: Pairs, *, scale: Number, reduction: str = "mean") -> torch.Tensor:
-    negative = pairs.statistics("negative", transform=LINEAR, scale=scale).value
+    negative = pairs.statistics("negative", transform=LINEAR, scale=scale).lse
     listed = pairs.listed("positive")
     loss = softplus(take(negative, listed.rows) - scale * pairs.values(listed.rows, listed.columns))
     return reduce_counted(loss, torch.ones_like(loss, dtype=torch.bool), reduction)
@@ -232,6 +232,6 @@ def nca_of(pairs: Pairs, *, scale: Number, reduction: str = "mean") -> torch.Ten
         pairs, *({"select": select, "transform": LINEAR, "scale": scale} for select in ("negative", "positive"))
     )
     some = positive.count > 0
-    logit = torch.where(some, positive.value, 0)
-    loss = cross_entropy(negative.value, of_logits(logit, some))
+    logit = torch.where(some, positive.lse, 0)
+    loss = cross_entropy(negative.lse, of_logits(logit, some))
     return reduce_counted(loss, some, reduction, pairs.group)

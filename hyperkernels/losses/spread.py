@@ -69,7 +69,7 @@ def log_mean_exp_of(pairs: Pairs, *, scale: Number, shift: float = 0.0) -> torch
     found = pairs.statistics("all", transform=LINEAR, scale=scale)
     total = found.count.sum()
     some = total > 0
-    lse = _logsumexp(torch.where(some, found.value, 0))
+    lse = _logsumexp(torch.where(some, found.lse, 0))
     return torch.where(some, lse - torch.where(some, total, 1).to(lse.dtype).log() + shift, 0)
 
 
@@ -165,7 +165,7 @@ def closest_pair_of(pairs: Pairs) -> torch.Tensor:
 
 def _nearest_distance(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """The distance from every row to the nearest column, [N], and whether there is one."""
-    index = pairs.statistics("all", extremes=True).high_index
+    index = pairs.statistics("all", extremes=True).argmax
     return 1 - pairs.values_at(index), index >= 0
 
 
@@ -229,9 +229,9 @@ def siglip_of(
         wanted.append({"select": "positive", "transform": SOFTPLUS, "scale": -scale, "offset": -offset})
     (negative,), *positive = statistics_of(pairs, *wanted)
     if paired:
-        loss = negative.value + softplus(-(scale * pairs.values_at(own_columns(pairs)) + offset))
+        loss = negative.lse + softplus(-(scale * pairs.values_at(own_columns(pairs)) + offset))
     else:
-        loss = negative.value + positive[0][0].value
+        loss = negative.lse + positive[0][0].lse
     return reduce_counted(loss, torch.ones_like(loss, dtype=torch.bool), reduction, pairs.group)
 
 

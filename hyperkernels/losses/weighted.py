@@ -11,7 +11,7 @@ import torch
 
 from .. import _check
 from ..kernels.pair_mining.ordered import row_sums, take
-from ..kernels.pair_mining.problem import Statistics, Transform
+from ..kernels.pair_mining.problem import PairRowStatistics, Transform
 from ..pairs.pairs import LINEAR, Pairs
 from .common import DISTANCES, MEANS, REDUCTIONS, in_similarity, pairs_of, reduce, softplus, thresholds
 
@@ -70,13 +70,13 @@ def multi_similarity_of(
 ) -> torch.Tensor:
     lower = upper = None
     if epsilon is not None:
-        lower = pairs.statistics("positive", extremes=True).low - epsilon
+        lower = pairs.statistics("positive", extremes=True).min - epsilon
     negative = pairs.statistics("negative", extremes=epsilon is not None, transform=LINEAR, scale=beta, lower=lower)
     if epsilon is not None:
         # The largest of the mined negatives is the largest of all; where none is mined, no positive would be either.
-        upper = negative.high + epsilon
+        upper = negative.max + epsilon
     positive = pairs.statistics("positive", transform=LINEAR, scale=-alpha, upper=upper)
-    pull, push = softplus(positive.value + alpha * base) / alpha, softplus(negative.value - beta * base) / beta
+    pull, push = softplus(positive.lse + alpha * base) / alpha, softplus(negative.lse - beta * base) / beta
     return reduce(pull + push, reduction, pairs.n)
 
 
@@ -131,7 +131,7 @@ def circle(
 def _circle_sums(pairs: Pairs, m: float, gamma: float) -> tuple[torch.Tensor, torch.Tensor]:
     positive = pairs.statistics("positive", transform=Transform("circle", 1 + m, 1 - m), scale=-gamma)
     negative = pairs.statistics("negative", transform=Transform("circle", m, -m), scale=gamma)
-    return positive.value, negative.value
+    return positive.lse, negative.lse
 
 
 def circle_of(
@@ -197,7 +197,7 @@ def lifted(
 def lifted_of(pairs: Pairs, near: float, far: float, reduction: str = "mean") -> torch.Tensor:
     found = pairs.listed("positive")
     rows, columns = pairs.statistics_of_both("negative", transform=LINEAR, scale=1.0)
-    a, b = take(rows.value, found.rows), take(columns.value, found.columns)
+    a, b = take(rows.lse, found.rows), take(columns.lse, found.columns)
     some = (a != -torch.inf) | (b != -torch.inf)
     negatives = torch.where(some, torch.logaddexp(torch.where(some, a, 0), torch.where(some, b, 0)) - far, 0)
     hinge = (negatives + near - pairs.values(found.rows, found.columns)).relu()
@@ -246,8 +246,8 @@ def generalized_lifted(
 def generalized_lifted_of(pairs: Pairs, near: float, far: float, reduction: str = "mean") -> torch.Tensor:
     positive = pairs.statistics("positive", transform=LINEAR, scale=-1.0)
     negative = pairs.statistics("negative", transform=LINEAR, scale=1.0)
-    pull = torch.where(positive.count > 0, positive.value + near, 0)
-    push = torch.where(negative.count > 0, negative.value - far, 0)
+    pull = torch.where(positive.count > 0, positive.lse + near, 0)
+    push = torch.where(negative.count > 0, negative.lse - far, 0)
     return reduce((pull + push).relu(), reduction, pairs.n)
 
 
@@ -302,14 +302,14 @@ def weighted_triplet_of(
     negative = pairs.statistics("negative", transform=LINEAR, scale=1.0)
     near, far = positive.d_scale, negative.d_scale
     some = positive.count > 0
-    lse = torch.where(some, positive.value, 0)  # of the distances
+    lse = torch.where(some, positive.lse, 0)  # of the distances
     if include_self:
         near = torch.where(some, near * lse.sigmoid(), 0)
         lse = torch.where(some, softplus(lse), 0)
     if not exact:
-        farthest = -pairs.values_at(positive.low_index)
+        farthest = -pairs.values_at(positive.argmin)
         near = near / (1 + 1e-6 * torch.exp(farthest - lse))
-        far = far * torch.sigmoid(torch.where(negative.count > 0, negative.value, 0) - math.log(1e-6))
+        far = far * torch.sigmoid(torch.where(negative.count > 0, negative.lse, 0) - math.log(1e-6))
     counted = (some | include_self) & (negative.count > 0)
     return reduce(torch.where(counted, softplus(far - near), 0), reduction, pairs.n)
 
@@ -383,11 +383,11 @@ def ranked_list_of(
 
 
 def _ranked(
-    found: Statistics, scale: float, threshold: float, sign: int, columns: int, detach_weights: bool
+    found: PairRowStatistics, scale: float, threshold: float, sign: int, columns: int, detach_weights: bool
 ) -> torch.Tensor:
     """The weighted mean of sign * (similarity - threshold), 0 where no pair counts."""
     some = found.count > 0
-    lse, mean = torch.where(some, found.value, 0), torch.where(some, found.d_scale, 0)
+    lse, mean = torch.where(some, found.lse, 0), torch.where(some, found.d_scale, 0)
     if detach_weights:
         # The derivative of the log-sum-exp is scale * weight, without the weights' own derivatives.
         if scale:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import _check
-from ..kernels.margin_softmax.problem import RowStatistics
+from ..kernels.margin_softmax.problem import ClassRowStatistics
 from .angles import GRADIENTS, add_angle, angle, carry, follow, known, mean_over, snapshot, trace
 from .base import Margin, Rows
 
@@ -80,7 +80,7 @@ class ElasticFace(Margin):
     def __call__(self, target_cos: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
         return self._psi(target_cos, x_norm, torch.ones_like(target_cos, dtype=torch.bool))
 
-    def target_logits(self, rows: Rows, statistics: RowStatistics) -> torch.Tensor:
+    def target_logits(self, rows: Rows, statistics: ClassRowStatistics) -> torch.Tensor:
         return self._psi(rows.target_cos, rows.x_norm, rows.counted)
 
 
@@ -248,7 +248,7 @@ class AdaCos(torch.nn.Module, Margin):
         return snapshot(self.scale)
 
     @torch.no_grad()
-    def update_scale(self, rows: Rows, statistics: RowStatistics) -> None:
+    def update_scale(self, rows: Rows, statistics: ClassRowStatistics) -> None:
         if rows.target.shape[0] == 0:
             return
         there = known(rows.target_cos + statistics.neg_lse, rows)

@@ -7,7 +7,7 @@ import torch
 
 from .. import _check
 from .._order import pick
-from ..kernels.margin_softmax.problem import RowStatistics
+from ..kernels.margin_softmax.problem import ClassRowStatistics
 from .angles import GRADIENTS, PAST_PI, add_angle, angle, carry, trace
 from .base import Margin, Rows
 
@@ -163,7 +163,7 @@ class ClassMargin(torch.nn.Module, Margin):
     def forward(self, target_cos: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
         raise TypeError("ClassMargin needs the rows' classes: use it in a head, or call target_logits")
 
-    def target_logits(self, rows: Rows, statistics: RowStatistics) -> torch.Tensor:
+    def target_logits(self, rows: Rows, statistics: ClassRowStatistics) -> torch.Tensor:
         margins = pick(self.margins, rows.target).to(rows.target_cos)
         if self.learned:  # outside training nobody puts the parameter back into its range
             margins = margins + (margins.clamp(0, 1) - margins).detach()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..kernels.margin_softmax.negatives import COSINE, Negatives
-from ..kernels.margin_softmax.problem import RowStatistics
+from ..kernels.margin_softmax.problem import ClassRowStatistics
 
 Callback = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -52,7 +52,7 @@ class Margin:
     def update(self, rows: Rows) -> None:
         """Let the state follow the batch; without gradient."""
 
-    def update_scale(self, rows: Rows, statistics: RowStatistics) -> None:
+    def update_scale(self, rows: Rows, statistics: ClassRowStatistics) -> None:
         """Let ``own_scale`` follow the statistics taken under it; without gradient, while training, if
         ``adapts_scale``."""
 
@@ -60,7 +60,7 @@ class Margin:
         """What the other classes' cosines become; called, with rows that have no gradient, only if ``looks_ahead``."""
         return COSINE
 
-    def target_logits(self, rows: Rows, statistics: RowStatistics) -> torch.Tensor:
+    def target_logits(self, rows: Rows, statistics: ClassRowStatistics) -> torch.Tensor:
         """psi, from all that is known of the rows."""
         return self(rows.target_cos, rows.x_norm)
 

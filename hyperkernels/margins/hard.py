@@ -7,7 +7,7 @@ import torch
 
 from .. import _check
 from ..kernels.margin_softmax.negatives import Negatives, negatives
-from ..kernels.margin_softmax.problem import RowStatistics
+from ..kernels.margin_softmax.problem import ClassRowStatistics
 from .additive import ArcFace
 from .angles import GRADIENTS, PAST_PI, add_angle, follow, known, mean_over, snapshot
 from .base import Callback, Margin, Rows, as_margin
@@ -149,7 +149,7 @@ class NPCFace(Margin):
     def __call__(self, target_cos: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
         return add_angle(target_cos, self.m0, self.gradient, "easy")
 
-    def target_logits(self, rows: Rows, statistics: RowStatistics) -> torch.Tensor:
+    def target_logits(self, rows: Rows, statistics: ClassRowStatistics) -> torch.Tensor:
         mean = statistics.hard_cos_sum.detach() / statistics.hard_count.detach().clamp_min(1)
         return add_angle(rows.target_cos, self.m0 + self.m1 * mean, self.gradient, "easy")
 
@@ -260,7 +260,7 @@ class InterClassFilter(torch.nn.Module, Margin):
         if getattr(self.margin, "training", True):
             self.margin.update(rows)
 
-    def update_scale(self, rows: Rows, statistics: RowStatistics) -> None:
+    def update_scale(self, rows: Rows, statistics: ClassRowStatistics) -> None:
         if getattr(self.margin, "training", True):
             self.margin.update_scale(rows, statistics)
 
@@ -272,7 +272,7 @@ class InterClassFilter(torch.nn.Module, Margin):
     def forward(self, target_cos: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
         return self.margin(target_cos, x_norm)
 
-    def target_logits(self, rows: Rows, statistics: RowStatistics) -> torch.Tensor:
+    def target_logits(self, rows: Rows, statistics: ClassRowStatistics) -> torch.Tensor:
         return self.margin.target_logits(rows, statistics)
 
     def penalty(self, rows: Rows) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import _check
-from ..kernels.pair_mining.problem import Problem
+from ..kernels.pair_mining.problem import PairProblem
 from ..kernels.pair_mining.reference import philox
 from ..pairs.pairs import Pairs
 
@@ -38,7 +38,7 @@ def is_distance(similarity: str) -> bool:
 
 def problem_of_rows(
     pairs: Pairs, rows: torch.Tensor, select: str, lower: torch.Tensor | None, upper: torch.Tensor | None
-) -> Problem:
+) -> PairProblem:
     """The pairs of those rows, which may repeat; bounds are [len(rows)]."""
     p = pairs.problem(select)
 

@@ -127,8 +127,8 @@ def multi_similarity(
         multi_hot=multi_hot,
     )  # fmt: skip
     # Where a side is missing its extreme is infinite, and no pair of the other side is within the bound.
-    hardest_positive = pairs.statistics("positive", extremes=True).low
-    hardest_negative = pairs.statistics("negative", extremes=True).high
+    hardest_positive = pairs.statistics("positive", extremes=True).min
+    hardest_negative = pairs.statistics("negative", extremes=True).max
     positives = pairs.listed("positive", upper=hardest_negative + epsilon)
     negatives = pairs.listed("negative", lower=hardest_positive - epsilon)
     return positives.rows, positives.columns, negatives.rows, negatives.columns
@@ -200,7 +200,7 @@ def _tighter(of: Callable[..., torch.Tensor], first: Limit, second: Limit) -> Li
 
 def _extreme(pairs: Pairs, select: str, largest: bool, lower: Limit, upper: Limit) -> tuple[torch.Tensor, torch.Tensor]:
     found = pairs.statistics(select, extremes=True, lower=lower, upper=upper)
-    return (found.high, found.high_index) if largest else (found.low, found.low_index)
+    return (found.max, found.argmax) if largest else (found.min, found.argmin)
 
 
 def _side(pairs: Pairs, select: str, strategy: str, one: Any) -> tuple[torch.Tensor, torch.Tensor]:

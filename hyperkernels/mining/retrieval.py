@@ -137,7 +137,7 @@ def mine_hard_negatives(
         pairs = labelled_pairs(queries, labels, documents, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity)
         own = None
         found = pairs.statistics("positive", extremes=True)
-        positive_scores = found.low
+        positive_scores = found.min
     else:
         if ref_labels is not None:
             raise ValueError("ref_labels must be None where positives are given")

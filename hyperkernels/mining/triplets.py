@@ -58,8 +58,8 @@ def batch_hard(
         x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity, ignore_label=ignore_label,
         multi_hot=multi_hot,
     )  # fmt: skip
-    p = pairs.statistics("positive", extremes=True).low_index
-    n = pairs.statistics("negative", extremes=True).high_index
+    p = pairs.statistics("positive", extremes=True).argmin
+    n = pairs.statistics("negative", extremes=True).argmax
     a = ((p >= 0) & (n >= 0)).nonzero()[:, 0]
     return a, p[a], n[a]
 
@@ -100,7 +100,7 @@ def semi_hard(
     found = pairs.listed("positive")
     n = hardest_below(pairs, found)
     if fallback == "easiest":
-        easiest = pairs.statistics("negative", extremes=True).low_index
+        easiest = pairs.statistics("negative", extremes=True).argmin
         n = torch.where(n < 0, easiest[found.rows], n)
     keep = n >= 0
     return found.rows[keep], found.columns[keep], n[keep]
@@ -147,9 +147,9 @@ def triplet_margin(
     extremes = pairs.statistics("negative", extremes=True)
     some = extremes.count[rows] > 0
     if lower is not None:
-        some &= ~(extremes.high[rows] <= lower)
+        some &= ~(extremes.max[rows] <= lower)
     if upper is not None:
-        some &= ~(extremes.low[rows] >= upper)
+        some &= ~(extremes.min[rows] >= upper)
     rows, columns = rows[some], columns[some]
     lower, upper = (v if v is None else v[some] for v in (lower, upper))
     lists: list[Triplets] = [(rows[:0], rows[:0], rows[:0])]

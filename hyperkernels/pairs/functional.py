@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _check
-from ..kernels.pair_mining.problem import Statistics, Transform
+from ..kernels.pair_mining.problem import PairRowStatistics, Transform
 from .pairs import LINEAR, SELECT, SOFTPLUS, Bound, Pairs
 
 
@@ -107,15 +107,15 @@ def pair_statistics(
     if "extremes" in statistics:
         found |= _extremes(pairs, first)
     if linear:
-        found |= {"lse": first.value, "softmax_mean": first.d_scale}
+        found |= {"lse": first.lse, "softmax_mean": first.d_scale}
     if "softplus" in statistics:
         second = pairs.statistics(select, transform=SOFTPLUS, scale=by, offset=shift, lower=low, upper=high)
-        found |= {"softplus_sum": second.value}
+        found |= {"softplus_sum": second.lse}
     return PairStatistics(**found)
 
 
-def _extremes(pairs: Pairs, found: Statistics) -> dict[str, torch.Tensor]:
-    low, high = found.low, found.high
+def _extremes(pairs: Pairs, found: PairRowStatistics) -> dict[str, torch.Tensor]:
+    low, high = found.min, found.max
     if torch.is_grad_enabled() and any(v.requires_grad for v in (pairs.x, pairs.keys)):
-        low, high = pairs.values_at(found.low_index, torch.inf), pairs.values_at(found.high_index, -torch.inf)
-    return {"min": low, "argmin": found.low_index, "max": high, "argmax": found.high_index}
+        low, high = pairs.values_at(found.argmin, torch.inf), pairs.values_at(found.argmax, -torch.inf)
+    return {"min": low, "argmin": found.argmin, "max": high, "argmax": found.argmax}

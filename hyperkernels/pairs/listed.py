@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from ..kernels.pair_mining.ordered import take
-from ..kernels.pair_mining.problem import Statistics, Transform
+from ..kernels.pair_mining.problem import PairRowStatistics, Transform
 from ..kernels.pair_mining.reference import _power
 from .pairs import SELECT, Bound, Listed, Pairs
 
@@ -124,7 +124,7 @@ class ListedPairs:
         offset: Bound = None,
         lower: Bound = None,
         upper: Bound = None,
-    ) -> Statistics:
+    ) -> PairRowStatistics:
         rows, columns, u = self._selected(select, lower, upper)
         return self._statistics(rows, columns, u, self.n, moments, extremes, transform, scale, offset)
 
@@ -139,16 +139,16 @@ class ListedPairs:
         transform: Transform,
         scale: Bound,
         offset: Bound = None,
-    ) -> Statistics:
+    ) -> PairRowStatistics:
         runs = Segments.sorted(rows, n)
         empty, no_index = u.new_empty(0), rows.new_empty(0)
         total = squares = low = high = value = d_scale = d_offset = empty
-        low_index = high_index = no_index
+        argmin = argmax = no_index
         if moments:
             total, squares = runs.reduce(u, "sum"), runs.reduce(u.square(), "sum")
         if extremes:
-            low, low_index = runs.extreme(u.detach(), columns, "min")
-            high, high_index = runs.extreme(u.detach(), columns, "max")
+            low, argmin = runs.extreme(u.detach(), columns, "min")
+            high, argmax = runs.extreme(u.detach(), columns, "max")
         if transform.name != "none":
             a, b = self.row_numbers("scale", scale, n), self.row_numbers("offset", offset, n)
             assert a is not None
@@ -163,7 +163,7 @@ class ListedPairs:
                 slope = share * u if transform.name == "linear" else (share * power / a[rows]).detach()
                 d_scale = runs.reduce(slope, "sum")
         count = runs.offsets.diff()
-        return Statistics(count, total, squares, low, low_index, high, high_index, value, d_scale, d_offset)
+        return PairRowStatistics(count, total, squares, low, argmin, high, argmax, value, d_scale, d_offset)
 
     def statistics_of_both(
         self,
@@ -174,7 +174,7 @@ class ListedPairs:
         transform: Transform = Transform(),
         scale: Bound = None,
         ref_scale: Bound = None,
-    ) -> tuple[Statistics, Statistics]:
+    ) -> tuple[PairRowStatistics, PairRowStatistics]:
         """The statistics of the rows and those of the columns; where ref is None, columns are rows."""
         rows, columns, u = self._selected(select, None, None)
         of_rows = self._statistics(rows, columns, u, self.n, moments, extremes, transform, scale)
@@ -211,5 +211,5 @@ class ListedPairs:
                 first, after = torch.where(right, middle + 1, first), torch.where(right, after, middle.maximum(first))
         bins, order = (first + rows).sort(stable=True)
         runs = Segments.sorted(bins, len(edges) + self.n)
-        high, high_index = runs.extreme(u[order].detach(), columns[order], "max")
-        return runs.offsets.diff(), runs.reduce(u[order], "sum"), high, high_index
+        high, argmax = runs.extreme(u[order].detach(), columns[order], "max")
+        return runs.offsets.diff(), runs.reduce(u[order], "sum"), high, argmax

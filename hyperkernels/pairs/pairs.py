@@ -11,7 +11,7 @@ from .._autocast import autocast_dtype
 from .._dtypes import accumulate_dtype
 from ..kernels.pair_mining import op, selections
 from ..kernels.pair_mining.ordered import moved
-from ..kernels.pair_mining.problem import Columns, Problem, Statistics, Tile, Transform
+from ..kernels.pair_mining.problem import Columns, PairProblem, PairRowStatistics, Tile, Transform
 from ..unit_norm import unit_norm
 from .codes import codes
 
@@ -181,12 +181,12 @@ class Pairs:
             raise ValueError(f"{name} must be a number, a scalar or [{n}]; got shape {tuple(value.shape)}")
         return value.to(self.dtype).expand(n)
 
-    def problem(self, select: str, lower: Bound = None, upper: Bound = None) -> Problem:
+    def problem(self, select: str, lower: Bound = None, upper: Bound = None) -> PairProblem:
         if select != "all" and self.labels is None:
             raise ValueError(f"labels must be given for select={select!r}")
         bounds = (self.row_numbers(name, v) for name, v in (("lower", lower), ("upper", upper)))
         low, high = (v if v is None else v.detach().contiguous() for v in bounds)
-        return Problem(
+        return PairProblem(
             self.x, self.ref, self._label, self._ref_label, self._id, self._ref_id, low, high, select, self.similarity
         )
 
@@ -203,7 +203,7 @@ class Pairs:
             self._order = order, order if self.ref is None else self._ref_label.argsort(stable=True), place
         return self._order
 
-    def _sorted(self, problem: Problem) -> Problem:
+    def _sorted(self, problem: PairProblem) -> PairProblem:
         order, ref_order, _ = self._by_label()
 
         def take(v: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
@@ -238,8 +238,8 @@ class Pairs:
         offset: Bound = None,
         lower: Bound = None,
         upper: Bound = None,
-    ) -> Statistics:
-        """Of the pairs of that selection with lower < similarity < upper, by rows; `reference.Statistics` says what.
+    ) -> PairRowStatistics:
+        """Of the pairs of that selection with lower < similarity < upper, by rows: see `PairRowStatistics`.
 
         scale, offset, lower and upper are numbers, scalars or [N]; scale and offset are differentiable.
         """
@@ -251,8 +251,8 @@ class Pairs:
         order, _, place = self._by_label()
         a, b = (v if v is None else v.index_select(0, order) for v in (a, b))
         rows, _ = op.pair_statistics(self._sorted(problem), a, b, moments, extremes, transform, tile=SORTED_TILE)
-        rows = Statistics(*(v.index_select(0, place) if v.numel() else v for v in rows))
-        return rows._replace(low_index=self._columns(rows.low_index), high_index=self._columns(rows.high_index))
+        rows = PairRowStatistics(*(v.index_select(0, place) if v.numel() else v for v in rows))
+        return rows._replace(argmin=self._columns(rows.argmin), argmax=self._columns(rows.argmax))
 
     def statistics_of_both(
         self,
@@ -263,7 +263,7 @@ class Pairs:
         transform: Transform = Transform(),
         scale: Bound = None,
         ref_scale: Bound = None,
-    ) -> tuple[Statistics, Statistics]:
+    ) -> tuple[PairRowStatistics, PairRowStatistics]:
         """The statistics of the rows and those of the columns, in one pass; ref must have been given."""
         if self.ref is None:
             rows = self.statistics(select, moments=moments, extremes=extremes, transform=transform, scale=scale)

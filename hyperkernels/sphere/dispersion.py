@@ -97,7 +97,7 @@ def _nearest(x: torch.Tensor) -> torch.Tensor:
     """Squared distance of every direction to its nearest, [N], 0 rather than none for a single row. The nearest is
     found by cosines in the dtype of x, the distance by a difference in the accumulator's."""
     with torch.no_grad():
-        index = Pairs(x).statistics("all", extremes=True).high_index
+        index = Pairs(x).statistics("all", extremes=True).argmax
     unit = unit_rows(x.to(accumulate_dtype(x.dtype)), EPS)
     rows = torch.arange(len(x), device=x.device)
     return -selections.values(unit, None, rows, torch.where(index < 0, rows, index), "squared_euclidean")

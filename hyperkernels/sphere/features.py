@@ -103,7 +103,7 @@ def nearest_residual(
     _check.tensor("ref", ref, _check.FLOAT_DTYPES, dim=2)
     with torch.no_grad():
         pairs = Pairs(x, labels, ref, ref_labels)
-        index = pairs.statistics("all" if labels is None else "positive", extremes=True).high_index
+        index = pairs.statistics("all" if labels is None else "positive", extremes=True).argmax
     if not len(ref):
         return x - ref.sum(), index
     at = index.clamp_min(0)

@@ -125,7 +125,7 @@ def kmeans_step(x: torch.Tensor, centers: torch.Tensor) -> tuple[torch.Tensor, t
         raise ValueError(f"centers must have at least one row; got shape {tuple(centers.shape)}")
     found = pairs.statistics("all", extremes=True)
     wide = accumulate_dtype(x.dtype)
-    means, _ = segment_mean(unit_norm(x.to(wide)), found.high_index, len(centers))
+    means, _ = segment_mean(unit_norm(x.to(wide)), found.argmax, len(centers))
     moved = torch.linalg.vector_norm(means, dim=1, keepdim=True) >= torch.finfo(wide).eps
     centers = torch.where(moved, unit_norm(means), unit_norm(centers.to(wide))).to(x.dtype)
-    return centers, found.high_index, found.high
+    return centers, found.argmax, found.max

@@ -8,12 +8,12 @@ from pair_selection_kernel_cases import SELECTS, SIMILARITIES, make, make_edges
 
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining.op import Columns
-from hyperkernels.kernels.pair_mining.reference import Problem
+from hyperkernels.kernels.pair_mining.reference import PairProblem
 
 from .registry import Arguments, Context, valid
 
 
-def _problem(c: Context) -> Problem:
+def _problem(c: Context) -> PairProblem:
     return make(
         c.size(), c.size(), c.dim(), c.choice("none", "codes", "bits"), c.choice(*SELECTS), c.choice(*SIMILARITIES),
         c.chance(), c.chance(), c.chance(0.3), c.chance(0.3), c.dtype(), c.choice(1, 3, 40),
@@ -57,7 +57,7 @@ def sample(c: Context) -> Arguments:
     return problem._asdict() | given | numbers | _tile(c)
 
 
-def _edges(problem: Problem) -> Arguments:
+def _edges(problem: PairProblem) -> Arguments:
     edges, offsets = make_edges(problem)
     return {"edges": edges, "offsets": offsets}
 
@@ -129,9 +129,9 @@ def statistics_backward(c: Context) -> Arguments:
             return None, None
         return torch.randn(4, len(like), dtype=wide), torch.rand(len(like), dtype=wide) * 5 + 5
 
-    coefficients, value = numbers(case.problem.x)
-    ref_coefficients, ref_value = numbers(case.problem.ref if case.columns is not None else None)
-    of_rows = {"coefficients": coefficients, "scale": sides["scale"], "offset": sides["offset"], "value": value}
+    coefficients, lse = numbers(case.problem.x)
+    ref_coefficients, ref_lse = numbers(case.problem.ref if case.columns is not None else None)
+    of_rows = {"coefficients": coefficients, "scale": sides["scale"], "offset": sides["offset"], "lse": lse}
     of_columns = {name: sides[name] for name in ("columns", "ref_lower", "ref_upper", "ref_scale", "ref_offset")}
-    rest = {"ref_coefficients": ref_coefficients, "ref_value": ref_value, "name": kind, "p0": p0, "p1": p1}
+    rest = {"ref_coefficients": ref_coefficients, "ref_lse": ref_lse, "name": kind, "p0": p0, "p1": p1}
     return case.problem._asdict() | of_rows | of_columns | rest | _tile(c) | _needs(c, case.problem.ref)

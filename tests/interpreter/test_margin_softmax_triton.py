@@ -15,7 +15,7 @@ import hyperkernels as hk
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.margin_softmax import op, reference
 from hyperkernels.kernels.margin_softmax.negatives import KINDS, SUMS, negatives
-from hyperkernels.kernels.margin_softmax.problem import Options, RowStatistics
+from hyperkernels.kernels.margin_softmax.problem import ClassRowStatistics, Options
 from hyperkernels.kernels.margin_softmax.triton import kernels as triton_kernels
 from hyperkernels.kernels.margin_softmax.triton import plans as triton_plans
 from hyperkernels.kernels.margin_softmax.triton import transforms as triton_transforms
@@ -31,7 +31,7 @@ PARAMETERS = {
     "sphereface2": {"margin": 0.3, "power": 3.0, "straight": 0.0},
     "uniface": {},
 }
-NAMES = RowStatistics._fields
+NAMES = ClassRowStatistics._fields
 
 pytestmark = [
     pytest.mark.interpreter,

@@ -32,7 +32,9 @@ EMPTY = [(0, 5, 3), (4, 0, 3), (0, 0, 0), (3, 4, 0), (1, 1, 1)]
 
 @pytest.fixture
 def tiles(monkeypatch):
-    monkeypatch.setattr(triton_kernels, "configuration", lambda *_: triton_kernels.Configuration(16, 16, 16, 4, 1, 1))
+    monkeypatch.setattr(
+        triton_kernels, "configuration", lambda *_: triton_kernels.PairConfiguration(16, 16, 16, 4, 1, 1)
+    )
 
 
 @pytest.fixture
@@ -236,7 +238,7 @@ def test_draws_do_not_depend_on_the_tiles(monkeypatch):
     problem = cases.make(30, 70, 8, torch.float32, "negative", exact=True)
     drawn = []
     for rows, columns in ((16, 16), (32, 64), (16, 128)):
-        config = triton_kernels.Configuration(rows, columns, 16, 4, 1, 2)
+        config = triton_kernels.PairConfiguration(rows, columns, 16, 4, 1, 2)
         monkeypatch.setattr(triton_kernels, "configuration", lambda *_, config=config: config)
         drawn.append(cases.op("pair_sample")(*problem, 9, 77, "exponential", 2.0, 0.0, 1.0, *cases.TILE))
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
@@ -247,7 +249,7 @@ def test_draws_follow_the_weights():
     x = torch.ones(64, 1)
     ref = torch.linspace(-0.7, 0.7, 8)[:, None]
     none = torch.empty(0, dtype=torch.int32)
-    problem = reference.Problem(x, ref, none, none, none, none, None, None, "all", "dot")
+    problem = reference.PairProblem(x, ref, none, none, none, none, None, None, "all", "dot")
     drawn = cases.op("pair_sample")(*problem, 64, 2024, "exponential", 3.0, 0.0, 2.0, *cases.TILE)
     expected = (1.5 * ref[:, 0]).softmax(0) * drawn.numel()
     observed = drawn.flatten().bincount(minlength=8)
@@ -311,7 +313,7 @@ def test_strided_inputs():
         v.repeat_interleave(2, 0)[::2] if isinstance(v, torch.Tensor) and v.numel() else v for v in problem
     ]  # fmt: skip
     spread[0], spread[1] = spread[0].t().contiguous().t(), spread[1].repeat(1, 2)[:, :12]
-    strided = reference.Problem(*spread)
+    strided = reference.PairProblem(*spread)
     cases.check_top_k(strided, 4, True)
     cases.check_lists(strided, True)
     cases.check_bins(strided, 3, True)

@@ -14,7 +14,7 @@ from support import combinations
 import hyperkernels as hk
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import op
-from hyperkernels.kernels.pair_mining.reference import Problem, Transform
+from hyperkernels.kernels.pair_mining.reference import PairProblem, Transform
 from hyperkernels.kernels.pair_mining.triton import kernels as triton_kernels
 from hyperkernels.kernels.pair_mining.triton import product as triton_product
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 
 def tiles(monkeypatch, rows=16, columns=32, depth=16, block=16, workspace=2**11, parts=2):
-    config = triton_kernels.Configuration(rows, columns, depth, 4, 2, parts)
+    config = triton_kernels.PairConfiguration(rows, columns, depth, 4, 2, parts)
     monkeypatch.setattr(triton_kernels, "configuration", lambda *_: config)
     monkeypatch.setattr(triton_product, "PROGRAMS", 2)
     monkeypatch.setattr(triton_product, "BLOCK", block)
@@ -59,7 +59,7 @@ class Case:
         sides = [self._side(size, labels, ids, window, accumulator) for size in (n, n if m is None else m)]
         (label, id, lower, upper, scale, shift), of_columns = sides[0], sides[1]
         ref_label, ref_id = (label, id) if m is None else of_columns[:2]
-        self.problem = Problem(self.x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity)
+        self.problem = PairProblem(self.x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity)
         given = transform.name != "none"
         self.scale, self.offset = scale if given else None, shift if given and offset else None
         self.columns = None
@@ -90,7 +90,7 @@ class Case:
                 return t
             return t.detach().double().requires_grad_(t.requires_grad)
 
-        other.problem = Problem(*(wide(t) if isinstance(t, torch.Tensor) else t for t in self.problem))
+        other.problem = PairProblem(*(wide(t) if isinstance(t, torch.Tensor) else t for t in self.problem))
         other.x, other.scale, other.offset = other.problem.x, wide(self.scale), wide(self.offset)
         other.columns = None if self.columns is None else op.Columns(*map(wide, self.columns))
         return other
@@ -119,7 +119,7 @@ class Case:
         return torch.autograd.grad(total, self.leaves())
 
     def incoming(self):
-        names = ["sum", "sum_squares"] + (["value"] if self.transform.name != "none" else [])
+        names = ["sum", "sum_squares"] + (["lse"] if self.transform.name != "none" else [])
         if self.transform.name == "linear":
             names.append("d_scale")
         sizes = (self.n, 0 if self.columns is None else self.m)
@@ -229,7 +229,7 @@ def test_nan_that_counts_shows(at):
     with torch.no_grad():
         getattr(case.problem, at)[3, 2] = torch.nan
     rows, _ = check(case, gradients=False)
-    assert rows.value.isnan().any() and rows.high.isnan().any()
+    assert rows.lse.isnan().any() and rows.max.isnan().any()
 
 
 def test_nan_that_does_not_count_is_left_out():
@@ -238,7 +238,7 @@ def test_nan_that_does_not_count_is_left_out():
         case.x[3] = torch.nan
     case.problem.label[3] = -1
     rows, _ = check(case, gradients=False)
-    assert not rows.value.isnan().any()
+    assert not rows.lse.isnan().any()
 
 
 @pytest.mark.parametrize("turn", range(4), ids=lambda turn: TRANSFORMS[turn].name)
@@ -286,7 +286,7 @@ def test_indices_do_not_depend_on_the_tiles(monkeypatch):
     for rows, columns, parts in ((16, 32, 1), (16, 128, 4), (32, 16, 1)):
         tiles(monkeypatch, rows, columns, parts=parts)
         results.append(case.run("triton")[0])
-    for name in ("count", "sum", "low", "high", "low_index", "high_index"):
+    for name in ("count", "sum", "min", "max", "argmin", "argmax"):
         values = [getattr(r, name) for r in (*results, case.run("reference")[0])]
         assert all(torch.equal(values[0], v) for v in values[1:]), name
 
@@ -294,7 +294,7 @@ def test_indices_do_not_depend_on_the_tiles(monkeypatch):
 def test_accuracy_and_determinism():
     case = Case(24, 200, 33, select="all", labels="none", ids=False, window=False)
     ours, peer, right = case.run("triton"), case.run("reference"), case.exact().run("reference")
-    for name in ("sum", "sum_squares", "high", "value", "d_scale"):
+    for name in ("sum", "sum_squares", "max", "lse", "d_scale"):
         assert_as_accurate(*(getattr(r[0], name).detach() for r in (ours, peer, right)), what=name)
     incoming = case.incoming()
     first, again = (case.gradients(case.run("triton"), incoming) for _ in range(2))

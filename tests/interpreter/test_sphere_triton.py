@@ -27,7 +27,7 @@ pytestmark = [
 def loop(request, monkeypatch):
     """The kernels for wide rows, on rows that the interpreter gets through quickly."""
     if request.param == "wide":
-        wide = triton_rows.Configuration(1, 16, 1, wide=True)
+        wide = triton_rows.SphereConfiguration(1, 16, 1, wide=True)
         monkeypatch.setattr(triton_kernels, "configuration", lambda *_: wide)
     return request.param
 

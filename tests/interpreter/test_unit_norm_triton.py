@@ -46,7 +46,7 @@ def test_every_configuration(rows, dim, dtype):
 def loop(request, monkeypatch):
     """The kernels for wide rows, on rows that the interpreter gets through quickly."""
     if request.param == "wide":
-        wide = triton_kernels.Configuration(1, 16, 1, wide=True)
+        wide = triton_kernels.UnitNormConfiguration(1, 16, 1, wide=True)
         monkeypatch.setattr(triton_kernels, "configuration", lambda *_: wide)
 
 

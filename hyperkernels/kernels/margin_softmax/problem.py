@@ -49,7 +49,7 @@ class ClassTiles(NamedTuple):
     kept_blocks: Size
 
 
-class RowStatistics(NamedTuple):
+class ClassRowStatistics(NamedTuple):
     """The statistics of the class cosines, [N] each; `functional.ClassStatistics` says what each is."""
 
     neg_lse: Tensor
@@ -62,7 +62,7 @@ class RowStatistics(NamedTuple):
     hard_cos_sum: Tensor
     hard_count: Tensor
 
-    def rounded(self) -> RowStatistics:
+    def rounded(self) -> ClassRowStatistics:
         """The statistics with target_cos in the dtype of the others, as callers see them."""
         return self._replace(target_cos=self.target_cos.to(self.neg_lse.dtype))
 
@@ -78,7 +78,7 @@ class ClassStatisticsCall(NamedTuple):
 class ClassStatisticsResult(NamedTuple):
     """The statistics, target_cos in float64, and what only the backward reads."""
 
-    statistics: RowStatistics
+    statistics: ClassRowStatistics
     top: Tensor  # [N], with neg_lse = scale * top + log_sum
     log_sum: Tensor  # [N]
     scale_slope: Tensor  # [N], the derivative of neg_lse to scale
@@ -170,7 +170,7 @@ def results(call: ClassStatisticsCall) -> ClassStatisticsResult:
     def rows() -> torch.Tensor:
         return x.new_empty(n, dtype=dtype)
 
-    statistics = RowStatistics(
+    statistics = ClassRowStatistics(
         neg_lse=rows(),
         target_cos=x.new_empty(n, dtype=target_dtype(x.device)),
         x_norm=rows(),

@@ -12,7 +12,15 @@ from ... import _backend
 from . import chunked, reference
 from .negatives import Negatives
 from .op import STATISTICS
-from .problem import ClassProblem, ClassStatisticsCall, Options, RowStatistics, count_classes, plan_cpp, plan_triton
+from .problem import (
+    ClassProblem,
+    ClassRowStatistics,
+    ClassStatisticsCall,
+    Options,
+    count_classes,
+    plan_cpp,
+    plan_triton,
+)
 from .receivers import Receiver, whole
 
 
@@ -30,7 +38,7 @@ def class_statistics(
     skip_budget: float,
     skip_report: torch.Tensor | None,  # [2] float64
     receiver: Receiver | None = None,  # takes the weight's gradient in autograd's place
-) -> RowStatistics:
+) -> ClassRowStatistics:
     if not (torch.is_grad_enabled() and weight.requires_grad):
         receiver = None
     backend = _backend.select("margin_softmax", x.device)
@@ -40,7 +48,7 @@ def class_statistics(
     if backend == "reference":
         if skip_report is not None:
             skip_report.zero_()
-        return RowStatistics(*reference.class_statistics(*problem, *options))
+        return ClassRowStatistics(*reference.class_statistics(*problem, *options))
     leaves = [t for t in (x, weight, scale, class_scale, bias) if t is not None]
     for_backward = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
     count = count_classes(weight, classes, options.sub_centers)

@@ -8,15 +8,24 @@ import torch
 
 from ... import _backend
 from . import op
-from .problem import ColumnSide, PairBackwardCall, PairGradients, Problem, Side, Statistics, Tile, Transform
+from .problem import (
+    ColumnSide,
+    PairBackwardCall,
+    PairGradients,
+    PairProblem,
+    PairRowStatistics,
+    RowSide,
+    Tile,
+    Transform,
+)
 from .reference import of_problem
 
 
-def statistics(count: torch.Tensor, total: torch.Tensor, value: torch.Tensor) -> Statistics:
+def statistics(count: torch.Tensor, total: torch.Tensor, lse: torch.Tensor) -> PairRowStatistics:
     """With these, and no others."""
-    none = value.new_empty(0)
-    return Statistics(
-        count, total, sum_squares=none, low=none, low_index=none, high=none, high_index=none, value=value,
+    none = lse.new_empty(0)
+    return PairRowStatistics(
+        count, total, sum_squares=none, min=none, argmin=none, max=none, argmax=none, lse=lse,
         d_scale=none, d_offset=none,
     )  # fmt: skip
 
@@ -27,22 +36,22 @@ def log_sum_exp(parts: torch.Tensor) -> torch.Tensor:
     return torch.where(some, torch.where(some, parts, 0).logsumexp(0), -torch.inf)
 
 
-def merged(parts: Sequence[Statistics], transform: Transform) -> Statistics:
+def merged(parts: Sequence[PairRowStatistics], transform: Transform) -> PairRowStatistics:
     """Of all blocks; without extremes."""
-    stacked = Statistics(*(torch.stack(v) for v in zip(*parts, strict=True)))
-    sums = Statistics(*(v.sum(0) for v in stacked))
+    stacked = PairRowStatistics(*(torch.stack(v) for v in zip(*parts, strict=True)))
+    sums = PairRowStatistics(*(v.sum(0) for v in stacked))
     if transform.name in ("none", "softplus"):
         return sums
-    value = log_sum_exp(stacked.value)
-    share = torch.where(stacked.value == -torch.inf, 0, (stacked.value - value).exp())
-    return sums._replace(value=value, d_scale=(share * stacked.d_scale).sum(0))
+    lse = log_sum_exp(stacked.lse)
+    share = torch.where(stacked.lse == -torch.inf, 0, (stacked.lse - lse).exp())
+    return sums._replace(lse=lse, d_scale=(share * stacked.d_scale).sum(0))
 
 
 def gradients(
-    problem: Problem,
+    problem: PairProblem,
     transform: Transform,
-    rows: Side,
-    columns: Side | None,
+    rows: RowSide,
+    columns: RowSide | None,
     tile: Tile,
     need_x: bool,
     need_ref: bool,
@@ -54,14 +63,14 @@ def gradients(
     of_columns = ColumnSide()
     if columns is not None:
         of_columns = ColumnSide(
-            scale=columns.scale, offset=columns.offset, coefficients=columns.coefficients, value=columns.value
+            scale=columns.scale, offset=columns.offset, coefficients=columns.coefficients, lse=columns.lse
         )
     call = PairBackwardCall(problem, rows, columns is not None, of_columns, transform, tile, need_x, need_ref)
     return op.BACKWARD(call, backend)
 
 
 def _in_pytorch(
-    problem: Problem, transform: Transform, rows: Side, columns: Side | None, need_x: bool, need_ref: bool
+    problem: PairProblem, transform: Transform, rows: RowSide, columns: RowSide | None, need_x: bool, need_ref: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     assert problem.ref is not None
     with torch.enable_grad():
@@ -77,12 +86,12 @@ def _in_pytorch(
     return dx, dref
 
 
-def _weight(u: torch.Tensor, side: Side, transform: Transform) -> torch.Tensor:
+def _weight(u: torch.Tensor, side: RowSide, transform: Transform) -> torch.Tensor:
     c0, c1, k0, k1 = side.coefficients[:, :, None]
     if transform.name == "none":
         return k0 + k1 * u
     assert side.scale is not None and transform.name in ("linear", "softplus")
     z = side.scale[:, None] * u
     if transform.name == "linear":
-        return (c0 + c1 * u) * (z - side.value[:, None]).exp() + k0 + k1 * u
+        return (c0 + c1 * u) * (z - side.lse[:, None]).exp() + k0 + k1 * u
     return c0 * torch.sigmoid(z if side.offset is None else z + side.offset[:, None]) + k0 + k1 * u

@@ -14,11 +14,11 @@ from .problem import (
     ColumnSide,
     PairBackwardCall,
     PairGradients,
+    PairProblem,
+    PairRowStatistics,
     PairStatisticsCall,
     PairStatisticsResult,
-    Problem,
-    Side,
-    Statistics,
+    RowSide,
     Tile,
     Transform,
     gradient_results,
@@ -29,16 +29,21 @@ from .problem import (
 
 
 def _coefficients(
-    gradients: Statistics, like: torch.Tensor, n: int, scale: torch.Tensor | None, d_scale: torch.Tensor, transform: str
+    gradients: PairRowStatistics,
+    like: torch.Tensor,
+    n: int,
+    scale: torch.Tensor | None,
+    d_scale: torch.Tensor,
+    transform: str,
 ) -> torch.Tensor:
     """[4, N] from the gradients of the statistics, None (or empty, of one not asked for) where there is none."""
-    gradients = Statistics(*(None if g is None or not g.numel() else g for g in gradients))  # type: ignore[arg-type]
+    gradients = PairRowStatistics(*(None if g is None or not g.numel() else g for g in gradients))  # type: ignore[arg-type]
     zero = like.new_zeros(n, dtype=accumulate_dtype(like.dtype))
     c0 = c1 = zero
     if transform != "none":
         assert scale is not None
-        if gradients.value is not None:
-            c0 = gradients.value * scale
+        if gradients.lse is not None:
+            c0 = gradients.lse * scale
         if transform == "linear" and gradients.d_scale is not None:
             c0 = c0 + gradients.d_scale * (1 - scale * d_scale)
             c1 = gradients.d_scale * scale
@@ -48,15 +53,15 @@ def _coefficients(
 
 
 def _parameter_gradients(
-    d: Statistics, slopes: Statistics, prefix: str, needs: frozenset[str]
+    d: PairRowStatistics, slopes: PairRowStatistics, prefix: str, needs: frozenset[str]
 ) -> dict[str, torch.Tensor | None]:
     """Of the scale and the offset of one side, whose slopes the forward has returned."""
     if prefix + "scale" in needs and d.d_scale is not None:
         raise RuntimeError("the softmax-weighted mean has no derivative to the scale; detach the scale")
     found: dict[str, torch.Tensor | None] = {}
     for name, slope in (("scale", slopes.d_scale), ("offset", slopes.d_offset)):
-        if prefix + name in needs and d.value is not None and slope.numel() == d.value.numel():
-            found[prefix + name] = d.value * slope
+        if prefix + name in needs and d.lse is not None and slope.numel() == d.lse.numel():
+            found[prefix + name] = d.lse * slope
     return found
 
 
@@ -79,8 +84,8 @@ def _backward(
         assert ref is not None
         slopes, m = result.columns, ref.shape[0]
         of_ref = _coefficients(d.columns, x, m, of_columns.scale, slopes.d_scale, transform.name)
-        columns = columns._replace(coefficients=of_ref, value=slopes.value)
-    rows = Side(coefficients, call.scale, call.offset, result.rows.value)
+        columns = columns._replace(coefficients=of_ref, lse=slopes.lse)
+    rows = RowSide(coefficients, call.scale, call.offset, result.rows.lse)
     dx, dref = BACKWARD(
         PairBackwardCall(call.problem, rows, call.columns, columns, transform, call.tile, "x" in needs, "ref" in needs),
         backend,
@@ -89,7 +94,7 @@ def _backward(
 
 
 def _differentiable(call: PairStatisticsCall) -> tuple[str, ...]:
-    of_rows = ("sum", "sum_squares", "value", *(("d_scale",) if call.transform.name == "linear" else ()))
+    of_rows = ("sum", "sum_squares", "lse", *(("d_scale",) if call.transform.name == "linear" else ()))
     return (*of_rows, *(f"column_{name}" for name in of_rows))
 
 
@@ -110,13 +115,13 @@ STATISTICS = Operation(
         inputs=("x", "ref", "scale", "offset", "ref_scale", "ref_offset"),
         backward=_backward,
         outputs=_differentiable,
-        saved=tuple(prefix + name for prefix in ("", "column_") for name in ("value", "d_scale", "d_offset")),
+        saved=tuple(prefix + name for prefix in ("", "column_") for name in ("lse", "d_scale", "d_offset")),
     ),
 )
 
 
 def pair_statistics(
-    problem: Problem,
+    problem: PairProblem,
     scale: torch.Tensor | None,  # [N]
     offset: torch.Tensor | None,
     moments: bool,
@@ -124,7 +129,7 @@ def pair_statistics(
     transform: Transform,
     columns: Columns | None = None,
     tile: Tile | None = None,
-) -> tuple[Statistics, Statistics | None]:
+) -> tuple[PairRowStatistics, PairRowStatistics | None]:
     """Of the rows, and where `columns` is given of the columns too (ref must be given then)."""
     backend = _backend.select("pair_mining", problem.x.device)
     if backend == "reference":

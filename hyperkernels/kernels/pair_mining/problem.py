@@ -10,7 +10,7 @@ from ..._dtypes import accumulate_dtype
 from ..._schema import Size, Tensor
 
 
-class Problem(NamedTuple):
+class PairProblem(NamedTuple):
     """Which pairs (i, j) of rows of x [N, D] and ref [M, D] count, and how alike they are.
 
     Similarities are "dot", or "euclidean" and "squared_euclidean": minus the distance, so that larger is closer. Labels
@@ -31,10 +31,10 @@ class Problem(NamedTuple):
     similarity: str
 
 
-class Statistics(NamedTuple):
+class PairRowStatistics(NamedTuple):
     """Of the pairs that count in a row, [N] each; empty where not asked for. Indices are -1 where no pair counts.
 
-    value, d_scale and d_offset belong to the transform: for "linear" and "circle" the log-sum-exp, its derivative to
+    lse, d_scale and d_offset belong to the transform: for "linear" and "circle" the log-sum-exp, its derivative to
     the scale (for "linear" that is the mean weighted by the softmax; differentiable), and nothing; for "softplus" the
     sum, and its derivatives.
     """
@@ -42,11 +42,11 @@ class Statistics(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # int64, where a tuple has a method
     sum: Tensor  # moments
     sum_squares: Tensor
-    low: Tensor  # extremes: +inf where no pair counts, the lowest index on ties
-    low_index: Tensor
-    high: Tensor  # -inf where no pair counts
-    high_index: Tensor
-    value: Tensor  # -inf (log-sum-exp) or 0 (softplus) where no pair counts
+    min: Tensor  # extremes: +inf where no pair counts, the lowest index on ties
+    argmin: Tensor
+    max: Tensor  # -inf where no pair counts
+    argmax: Tensor
+    lse: Tensor  # -inf (log-sum-exp) or 0 (softplus) where no pair counts
     d_scale: Tensor
     d_offset: Tensor
 
@@ -80,7 +80,7 @@ class Columns(NamedTuple):
 
 
 class PairStatisticsCall(NamedTuple):
-    problem: Problem
+    problem: PairProblem
     scale: Tensor | None  # [N]
     offset: Tensor | None  # [N]
     columns: bool  # statistics of ref's rows over the rows of x are asked for as well
@@ -92,16 +92,16 @@ class PairStatisticsCall(NamedTuple):
 
 
 class PairStatisticsResult(NamedTuple):
-    rows: Statistics
-    columns: Annotated[Statistics, "column_"]
+    rows: PairRowStatistics
+    columns: Annotated[PairRowStatistics, "column_"]
 
 
-class Side(NamedTuple):
+class RowSide(NamedTuple):
     """What the gradient of the similarity u_ij of a pair that counts takes from its row: it is, with the coefficients
     c0, c1, k0 and k1,
 
-        linear:   (c0 + c1 u) exp(scale u - value) + k0 + k1 u
-        circle:   c0 relu(v + p0) exp(|scale| relu(v + p0) (v + p1) - value) + k0 + k1 u,  v = sign(scale) u
+        linear:   (c0 + c1 u) exp(scale u - lse) + k0 + k1 u
+        circle:   c0 relu(v + p0) exp(|scale| relu(v + p0) (v + p1) - lse) + k0 + k1 u,  v = sign(scale) u
         softplus: c0 sigmoid(scale u + offset) + k0 + k1 u
         none:     k0 + k1 u
     """
@@ -109,11 +109,11 @@ class Side(NamedTuple):
     coefficients: Tensor  # [4, N]
     scale: Tensor | None  # [N] each
     offset: Tensor | None
-    value: Tensor  # over all columns
+    lse: Tensor  # over all columns
 
-    def part(self, rows: slice) -> Side:
+    def part(self, rows: slice) -> RowSide:
         scale, offset = (None if v is None else v[rows] for v in (self.scale, self.offset))
-        return Side(self.coefficients[:, rows].contiguous(), scale, offset, self.value[rows])
+        return RowSide(self.coefficients[:, rows].contiguous(), scale, offset, self.lse[rows])
 
 
 class ColumnSide(NamedTuple):
@@ -124,12 +124,12 @@ class ColumnSide(NamedTuple):
     scale: Tensor | None = None
     offset: Tensor | None = None
     coefficients: Tensor | None = None
-    value: Tensor | None = None
+    lse: Tensor | None = None
 
 
 class PairBackwardCall(NamedTuple):
-    problem: Problem
-    rows: Side
+    problem: PairProblem
+    rows: RowSide
     columns: bool
     of_columns: Annotated[ColumnSide, "ref_"]
     transform: Transform
@@ -146,7 +146,7 @@ class PairGradients(NamedTuple):
 
 
 class TopKCall(NamedTuple):
-    problem: Problem
+    problem: PairProblem
     k: Size
     tile: Tile
 
@@ -159,12 +159,12 @@ class TopK(NamedTuple):
 
 
 class CountCall(NamedTuple):
-    problem: Problem
+    problem: PairProblem
     tile: Tile
 
 
 class ListCall(NamedTuple):
-    problem: Problem
+    problem: PairProblem
     offsets: Tensor  # [N + 1], from the counts of the same problem
     total: Size  # offsets[N]
     tile: Tile
@@ -176,7 +176,7 @@ class PairList(NamedTuple):
 
 
 class SampleCall(NamedTuple):
-    problem: Problem
+    problem: PairProblem
     draws: Size
     seed: int
     weights: str
@@ -187,7 +187,7 @@ class SampleCall(NamedTuple):
 
 
 class BinsCall(NamedTuple):
-    problem: Problem
+    problem: PairProblem
     edges: Tensor  # [E]
     offsets: Tensor  # [N + 1]
     tile: Tile
@@ -198,14 +198,14 @@ class Bins(NamedTuple):
 
     count: Tensor  # type: ignore[assignment]  # where a tuple has a method
     sum: Tensor
-    high: Tensor
-    high_index: Tensor
+    max: Tensor
+    argmax: Tensor
 
 
 class BinsBackwardCall(NamedTuple):
     """The gradient of a pair that counts is d_sum of its bin."""
 
-    problem: Problem
+    problem: PairProblem
     edges: Tensor
     offsets: Tensor
     d_sum: Tensor  # [E + N]
@@ -245,17 +245,17 @@ def check_tile(tile: Tile) -> None:
             raise ValueError(f"{name} must be in [1, {LARGEST_TILE}]; got {size}")
 
 
-def plan(problem: Problem) -> Tile:
+def plan(problem: PairProblem) -> Tile:
     """The tile of the C++ kernels, by the sizes alone: a small problem needs small ones, or threads have too few."""
     n, m = problem.x.shape[0], (problem.x if problem.ref is None else problem.ref).shape[0]
     large = 1 - 1 // (1 + n * m // 2**21)  # 0 or 1, without a question where sizes are symbols
     return Tile(128 + 128 * large, 128 + 384 * large)
 
 
-def transposed(problem: Problem, columns: Columns) -> Problem:
+def transposed(problem: PairProblem, columns: Columns) -> PairProblem:
     """The problem whose rows are the columns of this one."""
     assert problem.ref is not None
-    return Problem(
+    return PairProblem(
         x=problem.ref, ref=problem.x, label=problem.ref_label, ref_label=problem.label, id=problem.ref_id,
         ref_id=problem.id, lower=columns.lower, upper=columns.upper, select=problem.select,
         similarity=problem.similarity,
@@ -270,19 +270,19 @@ def indices(x: torch.Tensor, *shape: Any) -> torch.Tensor:
     return x.new_empty(*shape, dtype=torch.int64)
 
 
-def row_statistics(x: torch.Tensor, n: Any, moments: bool, extremes: bool, transform: str) -> Statistics:
+def row_statistics(x: torch.Tensor, n: Any, moments: bool, extremes: bool, transform: str) -> PairRowStatistics:
     """Those of n rows, not yet written; of what is not asked for, nothing."""
-    value, offset = transform != "none", transform == "softplus"
-    return Statistics(
+    power, offset = transform != "none", transform == "softplus"
+    return PairRowStatistics(
         count=indices(x, n),
         sum=numbers(x, n if moments else 0),
         sum_squares=numbers(x, n if moments else 0),
-        low=numbers(x, n if extremes else 0),
-        low_index=indices(x, n if extremes else 0),
-        high=numbers(x, n if extremes else 0),
-        high_index=indices(x, n if extremes else 0),
-        value=numbers(x, n if value else 0),
-        d_scale=numbers(x, n if value else 0),
+        min=numbers(x, n if extremes else 0),
+        argmin=indices(x, n if extremes else 0),
+        max=numbers(x, n if extremes else 0),
+        argmax=indices(x, n if extremes else 0),
+        lse=numbers(x, n if power else 0),
+        d_scale=numbers(x, n if power else 0),
         d_offset=numbers(x, n if offset else 0),
     )
 

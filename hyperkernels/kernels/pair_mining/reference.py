@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..._dtypes import accumulate_dtype
-from .problem import Problem, Statistics, Transform
+from .problem import PairProblem, PairRowStatistics, Transform
 
 
 def similarities(x: torch.Tensor, ref: torch.Tensor, similarity: str) -> torch.Tensor:
@@ -37,7 +37,7 @@ def listed_similarities(
     return -torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
 
-def selected(problem: Problem, u: torch.Tensor) -> torch.Tensor:
+def selected(problem: PairProblem, u: torch.Tensor) -> torch.Tensor:
     """Which pairs count, bool [N, M]."""
     p = problem
     keep = torch.ones_like(u, dtype=torch.bool)
@@ -59,31 +59,31 @@ def selected(problem: Problem, u: torch.Tensor) -> torch.Tensor:
     return keep
 
 
-def of_problem(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+def of_problem(problem: PairProblem) -> tuple[torch.Tensor, torch.Tensor]:
     """(similarities, which pairs count)."""
     u = similarities(problem.x, problem.x if problem.ref is None else problem.ref, problem.similarity)
     return u, selected(problem, u.detach())
 
 
 def statistics(
-    problem: Problem,
+    problem: PairProblem,
     scale: torch.Tensor | None,  # [N], of the accumulator's dtype, as offset
     offset: torch.Tensor | None,
     moments: bool,
     extremes: bool,
     transform: Transform,
-) -> Statistics:
+) -> PairRowStatistics:
     u, keep = of_problem(problem)
     empty, no_index = u.new_empty(0), problem.x.new_empty(0, dtype=torch.int64)
     count = keep.sum(1)
     total = squares = low = high = value = d_scale = d_offset = empty
-    low_index = high_index = no_index
+    argmin = argmax = no_index
     if moments:
         kept = torch.where(keep, u, 0)
         total, squares = kept.sum(1), kept.square().sum(1)
     if extremes:
-        low, low_index = _extreme(u.detach(), keep, count, largest=False)
-        high, high_index = _extreme(u.detach(), keep, count, largest=True)
+        low, argmin = _extreme(u.detach(), keep, count, largest=False)
+        high, argmax = _extreme(u.detach(), keep, count, largest=True)
     if transform.name == "softplus":
         assert scale is not None
         z = scale[:, None] * u + (0 if offset is None else offset[:, None])
@@ -99,7 +99,7 @@ def statistics(
             d_scale = torch.where(keep, share * u, 0).sum(1)
         else:
             d_scale = torch.where(keep, share * power / scale[:, None], 0).sum(1).detach()
-    return Statistics(count, total, squares, low, low_index, high, high_index, value, d_scale, d_offset)
+    return PairRowStatistics(count, total, squares, low, argmin, high, argmax, value, d_scale, d_offset)
 
 
 def _power(u: torch.Tensor, scale: torch.Tensor, transform: Transform) -> torch.Tensor:
@@ -133,7 +133,7 @@ def _logsumexp(power: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return torch.where(some, lse, -torch.inf)
 
 
-def top_k(problem: Problem, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_k(problem: PairProblem, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest similarities of each row in falling order, [N, k], and their indices, the lowest first on ties;
     -inf and -1 where fewer pairs count."""
     u, keep = of_problem(problem)
@@ -149,12 +149,12 @@ def top_k(problem: Problem, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values, indices
 
 
-def count(problem: Problem) -> torch.Tensor:
+def count(problem: PairProblem) -> torch.Tensor:
     """How many pairs of each row count, [N] int64."""
     return of_problem(problem)[1].sum(1)
 
 
-def listed(problem: Problem, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def listed(problem: PairProblem, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns (rising within a row) and similarities of the pairs that count; those of row i are at
     offsets[i] .. offsets[i+1]."""
     u, keep = of_problem(problem)
@@ -163,7 +163,7 @@ def listed(problem: Problem, offsets: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def binned(
-    problem: Problem, edges: torch.Tensor, offsets: torch.Tensor
+    problem: PairProblem, edges: torch.Tensor, offsets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Count, sum, largest similarity and its lowest index in every bin of every row, [E + N] each.
 
@@ -219,7 +219,7 @@ def log_weights(u: torch.Tensor, weights: str, p0: float, p1: float, temperature
 
 
 def sample(
-    problem: Problem, draws: int, seed: int, weights: str, p0: float, p1: float, temperature: float
+    problem: PairProblem, draws: int, seed: int, weights: str, p0: float, p1: float, temperature: float
 ) -> torch.Tensor:
     """`draws` columns of each row, with replacement, in proportion to the weights; [N, draws] int64, -1 where no pair
     counts. The pair with the largest log weight - log E is drawn, E exponential of (seed, i, j, draw)."""

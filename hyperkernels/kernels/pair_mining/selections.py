@@ -22,7 +22,7 @@ from .problem import (
     ListCall,
     PairGradients,
     PairList,
-    Problem,
+    PairProblem,
     SampleCall,
     Tile,
     TopK,
@@ -116,7 +116,7 @@ VALUES = Operation(
 )
 
 
-def top_k(problem: Problem, k: int, tile: Tile = Tile()) -> TopK:
+def top_k(problem: PairProblem, k: int, tile: Tile = Tile()) -> TopK:
     """reference.top_k says what."""
     problem, backend = _constant(problem), _backend_of(problem)
     if backend == "reference":
@@ -124,7 +124,7 @@ def top_k(problem: Problem, k: int, tile: Tile = Tile()) -> TopK:
     return TOP_K(TopKCall(problem, k, tile), backend)
 
 
-def listed(problem: Problem, tile: Tile = Tile()) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def listed(problem: PairProblem, tile: Tile = Tile()) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """All pairs that count: offsets [N + 1], columns and similarities [offsets[N]], rising columns in every row."""
     problem, backend = _constant(problem), _backend_of(problem)
     count = reference.count(problem) if backend == "reference" else COUNT(CountCall(problem, tile), backend)
@@ -136,7 +136,7 @@ def listed(problem: Problem, tile: Tile = Tile()) -> tuple[torch.Tensor, torch.T
 
 
 def sample(
-    problem: Problem,
+    problem: PairProblem,
     draws: int,
     seed: int,
     weights: str,
@@ -152,7 +152,7 @@ def sample(
     return SAMPLE(SampleCall(problem, draws, seed, weights, p0, p1, temperature, tile), backend)
 
 
-def binned(problem: Problem, edges: torch.Tensor, offsets: torch.Tensor, tile: Tile = Tile()) -> Bins:
+def binned(problem: PairProblem, edges: torch.Tensor, offsets: torch.Tensor, tile: Tile = Tile()) -> Bins:
     """reference.binned says what; the sum is differentiable."""
     backend = _backend_of(problem)
     if backend == "reference":
@@ -170,9 +170,9 @@ def values(
     return VALUES(ValuesCall(x, ref, rows, columns, similarity), backend)
 
 
-def _backend_of(problem: Problem) -> str:
+def _backend_of(problem: PairProblem) -> str:
     return _backend.select("pair_mining", problem.x.device)
 
 
-def _constant(problem: Problem) -> Problem:
+def _constant(problem: PairProblem) -> PairProblem:
     return problem._replace(x=problem.x.detach(), ref=None if problem.ref is None else problem.ref.detach())

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ....kernels.pair_mining.problem import Statistics
+from ....kernels.pair_mining.problem import PairRowStatistics
 from ....losses.proxies import proxy_anchor_of, soft_triple
 from ....losses.softmax import nca_of
 from ....pairs.pairs import Pairs
@@ -92,7 +92,7 @@ class _TwoSided(NamedTuple):
     positive: Pairs
     negative: Pairs
 
-    def statistics(self, select: str, **options: Any) -> Statistics:
+    def statistics(self, select: str, **options: Any) -> PairRowStatistics:
         return getattr(self, select).statistics(select, **options)
 
 

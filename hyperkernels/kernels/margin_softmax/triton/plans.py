@@ -21,7 +21,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-class Configuration(NamedTuple):
+class ClassConfiguration(NamedTuple):
     """The products of one problem. `cosines` has a tile of classes for its columns, `gradient` a part of one."""
 
     cosines: Tile  # x . w in the forward
@@ -36,7 +36,7 @@ def tile_classes(d: int, dtype: torch.dtype, sub_centers: int) -> int:
     return wide // (2 if sub_centers > 1 else 1)
 
 
-def configuration(dtype: torch.dtype, d: int, rows: int, block: int, burden: int, arch: str) -> Configuration:
+def configuration(dtype: torch.dtype, d: int, rows: int, block: int, burden: int, arch: str) -> ClassConfiguration:
     """The table, by size of an element, sizes of the problem and architecture. The burden counts what else than the
     accumulators needs registers, up to 2: sub-centres or a transform, and numbers per class."""
     size = dtype.itemsize
@@ -51,7 +51,7 @@ def configuration(dtype: torch.dtype, d: int, rows: int, block: int, burden: int
 
     if size > 2:
         width, height, depth = min(width, 64), min(height, 32 if size == 8 else 64), min(depth, 16)
-        return Configuration(
+        return ClassConfiguration(
             tile(height, block, depth),
             tile(height, min(part, 64 if burden == 2 else 128), depth),
             tile(min(part, 64), width, min(depth, height)),
@@ -64,7 +64,7 @@ def configuration(dtype: torch.dtype, d: int, rows: int, block: int, burden: int
     low = min(height, 128 >> max(burden, LEAST_BURDEN))
     if arch in ("gfx", "sm_80"):
         depth, low = min(depth, 32), min(low, 64)
-    return Configuration(
+    return ClassConfiguration(
         tile(low, block, depth),
         tile(min(height, 64 if burden else 128), min(part, 64 if burden == 2 else 128), depth),
         tile(part, width, min(depth, height), 128 * 128),

@@ -17,7 +17,7 @@ import triton.language as tl
 from ...._dtypes import accumulate_dtype
 from ...triton.launch import launch
 from ...triton.math import sigmoid
-from ..problem import PairBackwardCall, PairGradients, Problem, check_tile, gradient_results
+from ..problem import PairBackwardCall, PairGradients, PairProblem, check_tile, gradient_results
 from .forward import TRANSFORMS, _circle, _power, parameters_of
 from .kernels import Tiles, check, check_rows
 from .product import add_up
@@ -45,7 +45,7 @@ class PairSide(NamedTuple):
     coefficients: torch.Tensor | None  # [4, size]
     scale: torch.Tensor | None
     offset: torch.Tensor | None
-    value: torch.Tensor | None
+    lse: torch.Tensor | None
 
     def check(self, x: torch.Tensor, transform: str) -> None:
         check_rows(x, lower=self.lower, upper=self.upper, scale=self.scale, offset=self.offset)
@@ -54,13 +54,13 @@ class PairSide(NamedTuple):
             got = None if c is None else tuple(c.shape)
             raise ValueError(f"coefficients must be [4, {len(x)}] of the accumulator's dtype; got {got}")
         if transform != "none":
-            if self.scale is None or self.value is None:
-                raise ValueError(f"the transform {transform!r} needs a scale and a value")
-            check_rows(x, value=self.value)
+            if self.scale is None or self.lse is None:
+                raise ValueError(f"the transform {transform!r} needs a scale and a log-sum-exp")
+            check_rows(x, lse=self.lse)
 
     def ready(self, transform: str) -> PairSide:
         """Contiguous, without what the transform does not read."""
-        read = self if transform != "none" else self._replace(scale=None, offset=None, value=None)
+        read = self if transform != "none" else self._replace(scale=None, offset=None, lse=None)
         return PairSide(*(None if v is None else v.contiguous() for v in read))
 
 
@@ -87,8 +87,8 @@ def _gradient(u, keep, side, parameter_ptr, size, along, axis: tl.constexpr, TRA
                 z += _number(side.offset, at, axis)
             gradient += factor * sigmoid(z)
         else:
-            # The power is computed again and may pass the value by a rounding: a share is at most 1, NaN stays NaN.
-            power = _power(u, scale, parameter_ptr, TRANSFORM) - _number(side.value, at, axis)
+            # The power is computed again and may pass the lse by a rounding: a share is at most 1, NaN stays NaN.
+            power = _power(u, scale, parameter_ptr, TRANSFORM) - _number(side.lse, at, axis)
             share = tl.exp(tl.where(power > 0, 0.0, power))
             if TRANSFORM == "linear":
                 factor += _number(side.coefficients + stride, at, axis) * u
@@ -114,7 +114,7 @@ def _tile_is_read(pairs, column_bound_ptr, row_tile, column_tile):
     do_not_specialize=["n", "m", "first_row_tile", "first_column_tile", "row_tiles", "block_column_tiles", "block_rows"]
 )
 def gradient_kernel(
-    pairs,  # Pairs
+    pairs,  # TiledPairs
     n,
     m,
     first_row_tile,
@@ -204,7 +204,7 @@ def pair_statistics_backward(call: PairBackwardCall) -> PairGradients:
 
 
 def _run(
-    problem: Problem,
+    problem: PairProblem,
     row_side: PairSide,
     column_side: PairSide,
     parameters: torch.Tensor | None,

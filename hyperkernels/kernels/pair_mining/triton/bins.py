@@ -50,7 +50,7 @@ def _at_most(u, edge_ptr, begin, own, index):
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "edges"])
 def bin_kernel(
-    pairs,  # Pairs
+    pairs,  # TiledPairs
     n,
     m,
     row_tiles,
@@ -110,7 +110,7 @@ def bin_kernel(
 
 @triton.jit(do_not_specialize=["n", "m", "first_row_tile", "first_column_tile", "row_tiles", "column_tiles", "edges"])
 def weight_kernel(
-    pairs,  # Pairs
+    pairs,  # TiledPairs
     n,
     m,
     first_row_tile,

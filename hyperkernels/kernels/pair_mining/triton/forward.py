@@ -13,10 +13,10 @@ from ...._dtypes import accumulate_dtype
 from ...triton.launch import launch
 from ...triton.math import sigmoid, softplus
 from ..problem import (
+    PairProblem,
+    PairRowStatistics,
     PairStatisticsCall,
     PairStatisticsResult,
-    Problem,
-    Statistics,
     Transform,
     check_tile,
     statistics_results,
@@ -112,7 +112,7 @@ def _power(u, scale, parameter_ptr, TRANSFORM: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits"])
 def forward_kernel(
-    pairs,  # Pairs
+    pairs,  # TiledPairs
     n,
     m,
     row_tiles,
@@ -142,8 +142,8 @@ def forward_kernel(
     if EXTREMES:
         low = tl.full([pairs.BLOCK_ROWS], float("inf"), dtype)
         high = tl.full([pairs.BLOCK_ROWS], float("-inf"), dtype)
-        low_index = tl.full([pairs.BLOCK_ROWS], -1, tl.int64)
-        high_index = tl.full([pairs.BLOCK_ROWS], -1, tl.int64)
+        argmin = tl.full([pairs.BLOCK_ROWS], -1, tl.int64)
+        argmax = tl.full([pairs.BLOCK_ROWS], -1, tl.int64)
     if TRANSFORM != "none":
         scale = tl.load(scale_ptr + first_row + row, mask=here, other=1.0)[:, None]
         if TRANSFORM == "softplus":
@@ -166,10 +166,10 @@ def forward_kernel(
                 if EXTREMES:
                     best, column = _extreme_of_tile(u, keep, False)
                     index = tl.where(column == _NO_COLUMN, -1, first + column)
-                    low, low_index = _merge_extreme(low, low_index, best, index, False)
+                    low, argmin = _merge_extreme(low, argmin, best, index, False)
                     best, column = _extreme_of_tile(u, keep, True)
                     index = tl.where(column == _NO_COLUMN, -1, first + column)
-                    high, high_index = _merge_extreme(high, high_index, best, index, True)
+                    high, argmax = _merge_extreme(high, argmax, best, index, True)
                 if TRANSFORM == "softplus":
                     z = scale * u
                     if offset_ptr is not None:
@@ -196,8 +196,8 @@ def forward_kernel(
     if EXTREMES:
         tl.store(number_ptr + LOW * stride + at, low.to(tl.float64), mask=here)
         tl.store(number_ptr + HIGH * stride + at, high.to(tl.float64), mask=here)
-        tl.store(integer_ptr + LOW_INDEX * stride + at, low_index, mask=here)
-        tl.store(integer_ptr + HIGH_INDEX * stride + at, high_index, mask=here)
+        tl.store(integer_ptr + LOW_INDEX * stride + at, argmin, mask=here)
+        tl.store(integer_ptr + HIGH_INDEX * stride + at, argmax, mask=here)
     if TRANSFORM != "none":
         tl.store(number_ptr + SHIFT * stride + at, shift.to(tl.float64), mask=here)
         tl.store(number_ptr + TOTAL * stride + at, value, mask=here)
@@ -233,8 +233,8 @@ def merge_kernel(
     count = tl.zeros([BLOCK], tl.int64)
     low = tl.full([BLOCK], float("inf"), tl.float64)
     high = tl.full([BLOCK], float("-inf"), tl.float64)
-    low_index = tl.full([BLOCK], -1, tl.int64)
-    high_index = tl.full([BLOCK], -1, tl.int64)
+    argmin = tl.full([BLOCK], -1, tl.int64)
+    argmax = tl.full([BLOCK], -1, tl.int64)
     total = tl.zeros([BLOCK], tl.float64)
     squares = tl.zeros([BLOCK], tl.float64)
     shift = tl.full([BLOCK], 0.0 if TRANSFORM == "softplus" else float("-inf"), tl.float64)
@@ -251,10 +251,10 @@ def merge_kernel(
         if EXTREMES:
             other = tl.load(numbers + LOW * stride, mask=here, other=0.0)
             index = tl.load(integers + LOW_INDEX * stride, mask=here, other=-1)
-            low, low_index = _merge_extreme(low, low_index, other, index, False)
+            low, argmin = _merge_extreme(low, argmin, other, index, False)
             other = tl.load(numbers + HIGH * stride, mask=here, other=0.0)
             index = tl.load(integers + HIGH_INDEX * stride, mask=here, other=-1)
-            high, high_index = _merge_extreme(high, high_index, other, index, True)
+            high, argmax = _merge_extreme(high, argmax, other, index, True)
         if TRANSFORM != "none":
             shift_of = tl.load(numbers + SHIFT * stride, mask=here, other=0.0)
             value_of = tl.load(numbers + TOTAL * stride, mask=here, other=0.0)
@@ -269,9 +269,9 @@ def merge_kernel(
         tl.store(squares_ptr + row, squares, mask=here)
     if EXTREMES:
         tl.store(low_ptr + row, low, mask=here)
-        tl.store(low_index_ptr + row, low_index, mask=here)
+        tl.store(low_index_ptr + row, argmin, mask=here)
         tl.store(high_ptr + row, high, mask=here)
-        tl.store(high_index_ptr + row, high_index, mask=here)
+        tl.store(high_index_ptr + row, argmax, mask=here)
     if TRANSFORM == "softplus":
         tl.store(value_ptr + row, value, mask=here)
         tl.store(d_scale_ptr + row, slope, mask=here)
@@ -305,7 +305,7 @@ def pair_statistics(call: PairStatisticsCall) -> PairStatisticsResult:
     return out
 
 
-def _check_side(problem: Problem, scale: torch.Tensor | None, offset: torch.Tensor | None, transform: str) -> None:
+def _check_side(problem: PairProblem, scale: torch.Tensor | None, offset: torch.Tensor | None, transform: str) -> None:
     check(problem)
     check_rows(problem.x, scale=scale, offset=offset)
     if transform != "none" and scale is None:
@@ -323,7 +323,11 @@ def parameters_of(x: torch.Tensor, transform: Transform) -> torch.Tensor | None:
 
 
 def _of_rows(
-    problem: Problem, scale: torch.Tensor | None, offset: torch.Tensor | None, out: Statistics, call: PairStatisticsCall
+    problem: PairProblem,
+    scale: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    out: PairRowStatistics,
+    call: PairStatisticsCall,
 ) -> None:
     """Write the statistics of the rows of the problem, which are those of the call or of its columns."""
     moments, extremes, transform = call.moments, call.extremes, call.transform.name

@@ -13,8 +13,8 @@ import triton.language as tl
 from ...._dtypes import accumulate_dtype
 from ...triton.gpu import architecture
 from ...triton.launch import launch
-from ..problem import Problem
-from .tiles import Pairs, bound_kernel, square_kernel
+from ..problem import PairProblem
+from .tiles import TiledPairs, bound_kernel, square_kernel
 
 PROGRAMS = 132  # multiprocessors of an H200
 LARGEST_SPLITS = 256
@@ -22,7 +22,7 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LARGEST_LABEL = 2**31 - 1
 
 
-class Configuration(NamedTuple):
+class PairConfiguration(NamedTuple):
     """A tile of similarities: rows, columns, the depth of a step of its product."""
 
     rows: int
@@ -33,7 +33,7 @@ class Configuration(NamedTuple):
     parts: int  # slices of the columns that statistics are taken of at a time
 
 
-def configuration(dtype: torch.dtype, d: int, rows: int, burden: int, arch: str) -> Configuration:
+def configuration(dtype: torch.dtype, d: int, rows: int, burden: int, arch: str) -> PairConfiguration:
     """The table. The burden counts what else than its similarities needs registers: at 4 a tile is narrow."""
     size = dtype.itemsize
     height = min({8: 32, 4: 64, 2: 128}[size], max(16, triton.next_power_of_2(rows)))
@@ -48,7 +48,7 @@ def configuration(dtype: torch.dtype, d: int, rows: int, burden: int, arch: str)
     parts = columns // 32
     if size == 2 and arch == "sm_100":  # a thread has one row of a part, and the numbers of all of its columns
         parts = 4 if burden > 4 else 8
-    return Configuration(height, columns, depth, 8 if height >= 64 or size == 8 else 4, stages, parts)
+    return PairConfiguration(height, columns, depth, 8 if height >= 64 or size == 8 else 4, stages, parts)
 
 
 def _ranges(label: torch.Tensor, block: int) -> torch.Tensor:
@@ -77,7 +77,7 @@ def _squares(x: torch.Tensor) -> torch.Tensor:
     return squares
 
 
-def check(problem: Problem) -> None:
+def check(problem: PairProblem) -> None:
     p = problem
     ref, ref_label, ref_id = (p.x, p.label, p.id) if p.ref is None else (p.ref, p.ref_label, p.ref_id)
     if p.x.dtype not in _DTYPES or ref.dtype != p.x.dtype:
@@ -113,7 +113,7 @@ def check_rows(x: torch.Tensor, **numbers: torch.Tensor | None) -> None:
 class Tiles:
     """A problem made ready for kernels that walk over its tiles: contiguous inputs, sizes, ranges, constants."""
 
-    def __init__(self, problem: Problem, burden: int) -> None:
+    def __init__(self, problem: PairProblem, burden: int) -> None:
         check(problem)
         p = problem
         self.n, self.d = p.x.shape
@@ -153,10 +153,10 @@ class Tiles:
         return x.contiguous() if self.stride == self.d else F.pad(x, (0, self.stride - self.d))
 
     @property
-    def pairs(self) -> Pairs:
+    def pairs(self) -> TiledPairs:
         c = self.config
         constants = (self.select, self.similarity, self.stride, c.rows, c.columns, c.depth, c.parts)
-        return Pairs(
+        return TiledPairs(
             self.x, self.ref, *self.squares, *self.labels, *self.ids, *self.window, *self.ranges, self.bounds,
             *map(tl.constexpr, constants),
         )  # fmt: skip

@@ -19,7 +19,7 @@ from .tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "total"])
 def pair_kernel(
-    pairs,  # Pairs
+    pairs,  # TiledPairs
     n,
     m,
     row_tiles,

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..problem import Problem
+from ..problem import PairProblem
 from .kernels import PROGRAMS, Tiles
 
 WORKSPACE = 128 * 2**20
@@ -65,7 +65,7 @@ def merged(keys: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, tor
     return best, columns.gather(0, split)[0].long()
 
 
-def prepared(problem: Problem) -> Tiles:
+def prepared(problem: PairProblem) -> Tiles:
     """The problem for kernels that hold many numbers of every pair of a part: its parts are
     narrow, and it has 8 warps where a thread of 4 would have 64 similarities."""
     tiles = Tiles(problem, 3)

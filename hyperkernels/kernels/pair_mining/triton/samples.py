@@ -49,7 +49,7 @@ def _log_weights(u, WEIGHTS: tl.constexpr, p0, p1, inverse_temperature):
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "draws", "seed"])
 def draw_kernel(
-    pairs,  # Pairs
+    pairs,  # TiledPairs
     n,
     m,
     row_tiles,

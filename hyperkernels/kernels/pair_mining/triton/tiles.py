@@ -21,7 +21,7 @@ import triton.language as tl
 from ...triton.math import root
 
 
-class Pairs(NamedTuple):
+class TiledPairs(NamedTuple):
     """The first argument of the kernels: pointers, some of them None, and constants."""
 
     x: torch.Tensor  # [N, STRIDE]

@@ -26,7 +26,7 @@ _LARGEST_CHUNK = 65536  # columns of the workspace
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "k"])
 def list_kernel(
-    pairs,  # Pairs
+    pairs,  # TiledPairs
     n,
     m,
     row_tiles,
@@ -80,7 +80,7 @@ def list_kernel(
 
 @triton.jit(do_not_specialize=["n", "m", "first_row_tile", "first_column_tile", "row_tiles", "column_tiles"])
 def key_kernel(
-    pairs,  # Pairs
+    pairs,  # TiledPairs
     n,
     m,
     first_row_tile,

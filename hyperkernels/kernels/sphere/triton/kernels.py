@@ -42,7 +42,7 @@ from ..problem import (
 )
 from . import points, vectors
 from . import residual as residuals
-from .rows import BACKWARD, FORWARD, Configuration, columns, configuration
+from .rows import BACKWARD, FORWARD, SphereConfiguration, columns, configuration
 
 # Rows of partial sums that a backward pass leaves for alpha or scale: the GPU's multiprocessors several times over.
 PROGRAMS = 4096
@@ -77,7 +77,7 @@ def _kind(kind: str, kinds: dict[str, int]) -> int:
 
 
 def _launch(
-    module: Any, name: str, config: Configuration, x: torch.Tensor, programs: int, *args: Any, **kw: int
+    module: Any, name: str, config: SphereConfiguration, x: torch.Tensor, programs: int, *args: Any, **kw: int
 ) -> None:
     """Run `name`_kernel, or `name`_wide_kernel, over the rows of x."""
     kernel = getattr(module, f"{name}_wide_kernel" if config.wide else f"{name}_kernel")
@@ -172,13 +172,13 @@ def sphere_residual(call: ResidualCall) -> torch.Tensor:
     return out
 
 
-def _shares(dim: int, groups: int, scale_rows: int, config: Configuration) -> int:
+def _shares(dim: int, groups: int, scale_rows: int, config: SphereConfiguration) -> int:
     """How many rows of partial sums each row of the scale has; each belongs to one program."""
     most = max(1, WIDE_SUMS // dim) if config.wide else PROGRAMS
     return min(groups, max(1, most // scale_rows))
 
 
-def _partial_sums(x: torch.Tensor, shares: int, scale_rows: int, config: Configuration) -> torch.Tensor:
+def _partial_sums(x: torch.Tensor, shares: int, scale_rows: int, config: SphereConfiguration) -> torch.Tensor:
     new = torch.zeros if config.wide else torch.empty
     return new(shares, scale_rows, x.shape[1], dtype=accumulate_dtype(x.dtype), device=x.device)
 
@@ -272,10 +272,10 @@ def segment_sum_kernel(
     tl.store(out_ptr + cell * D + column, tl.sum(total, axis=0), mask=column < D)
 
 
-def segment_configuration(dim: int, itemsize: int) -> Configuration:
+def segment_configuration(dim: int, itemsize: int) -> SphereConfiguration:
     """16 elements a thread (float64: 8), 256 columns at most."""
     block_d = min(256, triton.next_power_of_2(dim))
-    return Configuration(min(128, (1024 if itemsize == 8 else 2048) // block_d), block_d, 4)
+    return SphereConfiguration(min(128, (1024 if itemsize == 8 else 2048) // block_d), block_d, 4)
 
 
 def segment_sum(call: SegmentSumCall) -> torch.Tensor:

@@ -133,7 +133,7 @@ def reciprocal(inverse, exponent):
     return inverse * power_of_two(-exponent, inverse.dtype)
 
 
-class Configuration(NamedTuple):
+class SphereConfiguration(NamedTuple):
     """How rows of one width are cut into programs."""
 
     block_rows: int
@@ -146,15 +146,15 @@ FORWARD, BACKWARD = 1024, 512  # elements of each tensor held by one warp: 32 a 
 WIDE_BLOCK = 4096
 
 
-def configuration(dim: int, itemsize: int, tile: int) -> Configuration:
+def configuration(dim: int, itemsize: int, tile: int) -> SphereConfiguration:
     """A row of up to `tile` elements stays within one warp, so that its sums need neither shared memory nor a barrier.
     Longer rows take more warps, and rows past 8 tiles a loop: 16 warps have 128 registers a lane."""
     block_d = triton.next_power_of_2(dim)
     tile = tile // 2 if itemsize == 8 else tile
     if block_d <= 64:  # the numbers kept per row cost registers too: at most one row a lane
-        return Configuration(min(128, 2 * tile // block_d), block_d, 4)
+        return SphereConfiguration(min(128, 2 * tile // block_d), block_d, 4)
     if block_d <= tile:
-        return Configuration(tile // block_d, block_d, 1)
+        return SphereConfiguration(tile // block_d, block_d, 1)
     if block_d <= 8 * tile:
-        return Configuration(1, block_d, min(16, block_d // (tile // 2)))
-    return Configuration(1, WIDE_BLOCK, 8, wide=True)
+        return SphereConfiguration(1, block_d, min(16, block_d // (tile // 2)))
+    return SphereConfiguration(1, WIDE_BLOCK, 8, wide=True)

@@ -179,7 +179,7 @@ def backward_wide_kernel(
         tl.store(dx_ptr + base + start + offsets, dx, mask=mask)
 
 
-class Configuration(NamedTuple):
+class UnitNormConfiguration(NamedTuple):
     """How rows of one width are cut into programs."""
 
     block_rows: int
@@ -192,18 +192,18 @@ TILE = 1024  # elements held by one warp: 32 a lane
 WIDE_BLOCK = 4096
 
 
-def configuration(dim: int, itemsize: int) -> Configuration:
+def configuration(dim: int, itemsize: int) -> UnitNormConfiguration:
     """A row of up to TILE elements stays within one warp, so that its sums need neither shared memory nor a barrier.
     Longer rows take more warps at about the same number of elements a lane, and rows past 16,384 elements (float64:
     8,192) a loop."""
     block_d = triton.next_power_of_2(dim)
     if block_d <= 64:  # the numbers kept per row cost registers too: at most one row a lane
-        return Configuration(min(128, 2 * TILE // block_d), block_d, 4)
+        return UnitNormConfiguration(min(128, 2 * TILE // block_d), block_d, 4)
     if block_d <= TILE:
-        return Configuration(TILE // block_d, block_d, 1)
+        return UnitNormConfiguration(TILE // block_d, block_d, 1)
     if block_d <= (8192 if itemsize == 8 else 16384):
-        return Configuration(1, block_d, min(16, block_d // 512))
-    return Configuration(1, WIDE_BLOCK, 8, wide=True)
+        return UnitNormConfiguration(1, block_d, min(16, block_d // 512))
+    return UnitNormConfiguration(1, WIDE_BLOCK, 8, wide=True)
 
 
 def floor_constants(eps: float, dtype: torch.dtype) -> dict[str, float | int]:
