@@ -70,6 +70,8 @@ class Operation(Generic[Call, Result]):
         self._written = tuple(i for i, field in enumerate(self._call.fields) if "written" in field.marks)
         said = "()" if result is None else "Tensor" if self._result is None else self._result.arguments()
         self._triton = triton
+        # The dispatcher hands None on for a tensor that must be there.
+        self._required = tuple((i, field.name) for i, field in enumerate(self._call.fields) if field.word == "Tensor")
         for suffix in ("", "_triton"):
             LIBRARY.define(f"{name}{suffix}{self._call.arguments()} -> {said}")
             register_fake(LIBRARY, name + suffix, self._fake)
@@ -129,6 +131,9 @@ class Operation(Generic[Call, Result]):
 
     def launch(self, *flat: Any) -> Any:
         """The Triton launcher, which is imported at its first call."""
+        for i, name in self._required:
+            if flat[i] is None:
+                raise TypeError(f"{name} must be a tensor; got None")
         module, function = self._triton.split(":")
         run = getattr(importlib.import_module(f"hyperkernels.{module}"), function)
         return self._packed(run(self._call.built(flat)))

@@ -17,19 +17,11 @@ struct SquaredDistance {
   template <class T>
   static HK_INLINE double of(const T* a, const T* b, int64_t d) {
     using A = Accumulate<T>;
-    constexpr int64_t kChunk = 1024;
-    double total = 0;
-    for (int64_t first = 0; first < d; first += kChunk) {
-      const int64_t last = first + kChunk < d ? first + kChunk : d;
-      A sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t k = first; k < last; ++k) {
-        const A apart = A(simd::load(a + k)) - A(simd::load(b + k));
-        sum += apart * apart;
-      }
-      total += double(sum);
-    }
-    return total;
+    const auto add = [&](int64_t k, A& sum, A&, A&, A&) HK_LAMBDA {
+      const A apart = A(simd::load(a + k)) - A(simd::load(b + k));
+      sum += apart * apart;
+    };
+    return simd::sums<A>(d, add).a;
   }
 };
 

@@ -16,12 +16,11 @@ from .. import _check
 from ..kernels.pair_mining.blocks import log_sum_exp, statistics
 from ..kernels.pair_mining.problem import PairRowStatistics
 from ..pairs.pairs import Pairs
+from ..pairs.source import PairSource, Sides
 from .collectives import Ranks, gather, gather_rows, replicated
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-Sides = tuple[PairRowStatistics, ...]  # of the rows, and where asked for of the columns
 
 
 class _Times(torch.autograd.Function):
@@ -147,28 +146,31 @@ class Batch:
         return self._all_keys
 
 
-class RankPairs:
+class RankPairs(PairSource):
     """Pairs of this rank's rows of x with the rows of ref (None: of x) of all ranks.
 
-    Losses over ``Pairs`` take it in their place as long as they ask for statistics with ``together``, for similarities
-    of this rank's own rows, and for sums over rows with ``group``.
+    Column numbers are those of this rank's own ref; statistics are without extremes. A loss adds up over its rows with
+    ``group``.
     """
 
     def __init__(self, batch: Batch, own: Pairs, first: int) -> None:
         if own.labels is None:
             raise ValueError("labels must be given")
         self.batch, self.own, self.group = batch, own, batch.group
-        self.x, self.n, self.m, self.dtype = batch.x, own.n, own.m, own.dtype
+        self.x, self.n, self.m, self.dtype, self.device = batch.x, own.n, own.m, own.dtype, own.device
         self.labels = own.labels + first
         self.all_labels = batch.gathered(self.labels if own.ref_labels is None else own.ref_labels + first)
 
+    def values(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return self.own.values(rows, columns)
+
     def values_at(self, columns: torch.Tensor, missing: float = 0.0) -> torch.Tensor:
-        """The similarity of every row with one row each of this rank's own ref."""
         return self.own.values_at(columns, missing)
 
-    def together(self, asked: Sequence[Mapping[str, Any]], both: bool) -> list[Sides]:
-        """What ``Pairs.statistics`` gives for each of the keywords asked, over the columns of all ranks, without
-        extremes; with `both` those of this rank's columns over the rows of all ranks as well."""
+    def statistics(self, select: str, **asked: Any) -> PairRowStatistics:
+        return self.together([{"select": select, **asked}])[0][0]
+
+    def together(self, asked: Sequence[Mapping[str, Any]], both: bool = False) -> list[Sides]:
         raise NotImplementedError
 
     def own_columns(self, partial: PairRowStatistics, moments: bool) -> PairRowStatistics:
@@ -191,7 +193,7 @@ class GatheredPairs(RankPairs):
             similarity=own.similarity,
         )  # fmt: skip
 
-    def together(self, asked: Sequence[Mapping[str, Any]], both: bool) -> list[Sides]:
+    def together(self, asked: Sequence[Mapping[str, Any]], both: bool = False) -> list[Sides]:
         if not both:
             return [(self._all.statistics(**one),) for one in asked]
         found = [self._all.statistics_of_both(**one) for one in asked]

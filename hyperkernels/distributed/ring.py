@@ -22,7 +22,8 @@ from ..kernels.pair_mining.blocks import gradients, merged, statistics
 from ..kernels.pair_mining.problem import Columns, PairProblem, PairRowStatistics, RowSide, Tile, Transform, plan
 from ..pairs.codes import codes
 from ..pairs.pairs import SORTED_TILE, Pairs
-from .pairs import Batch, RankPairs, Sides
+from ..pairs.source import Sides
+from .pairs import Batch, RankPairs
 
 
 class Ask(NamedTuple):
@@ -64,7 +65,7 @@ class RingPairs(RankPairs):
                 wait()
             block = following
 
-    def together(self, asked: Sequence[Mapping[str, Any]], both: bool) -> list[Sides]:
+    def together(self, asked: Sequence[Mapping[str, Any]], both: bool = False) -> list[Sides]:
         numbers: list[torch.Tensor | None] = []
         for one in asked:
             for name in ("scale", "offset"):

@@ -1,13 +1,14 @@
 """Losses on pairs, ``hk.losses``. None of them stores the N x M similarities."""
 
 from .info_nce import info_nce
+from .lifted import generalized_lifted, lifted
 from .margins import contrastive, margin, triplet, tuplet_margin
 from .proxies import nbc_softmax, proxy_anchor, proxy_nca, soft_triple
 from .ranking import fast_ap
 from .soft_target import soft_target_info_nce
 from .softmax import n_pairs, nca, nt_xent, supcon
 from .spread import calibrated_uniformity, meow, nearest_pair_packing, siglip, uniformity
-from .weighted import circle, generalized_lifted, lifted, multi_similarity, ranked_list, weighted_triplet
+from .weighted import circle, multi_similarity, ranked_list, weighted_triplet
 
 __all__ = [
     "calibrated_uniformity",

@@ -13,6 +13,7 @@ from .. import _check
 from ..distributed.pairs import GatheredPairs, Group
 from ..distributed.ring import RingPairs
 from ..pairs.pairs import SIMILARITIES, Pairs, unit_rows
+from ..pairs.source import PairSource
 
 REDUCTIONS = ("mean", "sum", "none")
 MEANS = ("nonzero", "all")
@@ -66,14 +67,6 @@ def over_ranks(group: Any, several: Sequence[Pairs], ids: Any, ref_ids: Any, num
     return list(several) if group is None else group.pairs(several, ids, ref_ids, numbered)
 
 
-def statistics_of(pairs: Any, *asked: dict[str, Any], both: bool = False) -> list[Any]:
-    """Statistics of the rows, or of both the rows and the columns, for each of the keywords asked; where the columns
-    come from other processes, in one pass."""
-    if pairs.group is not None:
-        return pairs.together(asked, both)
-    return [pairs.statistics_of_both(**one) if both else (pairs.statistics(**one),) for one in asked]
-
-
 def embeddings(name: str, v: Any, similarity: str) -> torch.Tensor:
     """Rows as Pairs takes them: those of unit length for "cosine"."""
     return Pairs.embeddings(name, v, similarity, EPS)
@@ -83,8 +76,8 @@ def normalized(name: str, v: Any) -> torch.Tensor:
     return embeddings(name, v, "cosine")
 
 
-def own_columns(pairs: Pairs) -> torch.Tensor:
-    return torch.arange(pairs.n, device=pairs.x.device)
+def own_columns(pairs: PairSource) -> torch.Tensor:
+    return torch.arange(pairs.n, device=pairs.device)
 
 
 def numbered(v: Any, name: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from .. import _check
 from ..pairs.pairs import LINEAR, Pairs
+from ..pairs.source import LocalPairSource, PairSource
 from .common import (
     REDUCTIONS,
     Number,
@@ -25,7 +26,6 @@ from .common import (
     reduce_counted,
     shared,
     softplus,
-    statistics_of,
 )
 
 SAME_LABEL = ("positive", "ignore")
@@ -103,7 +103,7 @@ def info_nce(
             Pairs of equal labels, or without labels (i, i), do not count.
         positive_in_denominator: False leaves the positives out of the log-sum-exp (arXiv 2110.06848).
         symmetric: the mean of the losses of the rows of x and of the rows of ref, in one pass; M = N.
-        queue: [Q, D] further negatives of the rows (MoCo), with the labels queue_labels [Q] or without; those of the
+        queue, queue_labels: [Q, D] further negatives of the rows (MoCo), with labels [Q] or without; those of the
             row's label do not count. Not with symmetric, nor with labels [N, K].
         negatives: [N, K] int64: these rows of ref are the negatives of a row, and no others; -1 is none (those drawn
             from a memory bank, InterCLR, arXiv 2008.11702). Only their similarities are computed. Without labels, ids,
@@ -220,7 +220,7 @@ def _check_negatives(negatives: Any, pairs: Pairs, **others: Any) -> None:
 
 
 def info_nce_of(
-    pairs: Pairs,
+    pairs: PairSource,
     *,
     scale: Number,
     margin: float = 0.0,
@@ -228,8 +228,8 @@ def info_nce_of(
     positive: torch.Tensor | None = None,
     positive_in_denominator: bool = True,
     symmetric: bool = False,
-    more: Sequence[Pairs] = (),
-    queue: Pairs | None = None,
+    more: Sequence[PairSource] = (),
+    queue: LocalPairSource | None = None,
     negatives: torch.Tensor | None = None,
     lse_coefficient: float = 1.0,
     reduction: str = "mean",
@@ -240,12 +240,12 @@ def info_nce_of(
     wanted = [asked("negative"), *([] if paired else [asked("positive", moments=True)])]
     of_positives: list[Any] = []
     if negatives is None:
-        found, *of_positives = statistics_of(pairs, *wanted, both=symmetric)  # of rows, with symmetric of columns
+        found, *of_positives = pairs.together(wanted, symmetric)  # of rows, with symmetric of columns
         negative = [side.lse for side in found]
     else:
         negative = [_lse_of_listed(pairs, negatives, scale)]
     for other in more:
-        (found,) = statistics_of(other, wanted[0], both=symmetric)
+        (found,) = other.together(wanted[:1], symmetric)
         negative = [_logaddexp(a, side.lse) for a, side in zip(negative, found, strict=True)]
     if queue is not None:
         in_queue = queue.statistics(**asked("all" if queue.labels is None else "negative")).lse
@@ -270,7 +270,7 @@ def info_nce_of(
     return sides[0] if len(sides) == 1 else (sides[0] + sides[1]) / 2
 
 
-def _lse_of_listed(pairs: Pairs, columns: torch.Tensor, scale: Number) -> torch.Tensor:
+def _lse_of_listed(pairs: PairSource, columns: torch.Tensor, scale: Number) -> torch.Tensor:
     """Over the columns [N, K] of every row, -1 being none; where all are none -inf, with a gradient of 0."""
     columns = columns if pairs.m else columns[:, :0]
     none = columns == -1

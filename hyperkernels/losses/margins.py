@@ -11,8 +11,9 @@ import torch
 
 from .. import _check
 from ..kernels.pair_mining.ordered import row_sums, take
-from ..pairs.pairs import LINEAR, SOFTPLUS, Pairs
+from ..pairs.pairs import LINEAR, SOFTPLUS
 from ..pairs.positives import hardest_below, rising
+from ..pairs.source import LocalPairSource
 from .common import DISTANCES, MEANS, REDUCTIONS, pairs_of, reduce, softplus, thresholds
 
 MINING = ("all", "batch_hard", "semi_hard")
@@ -68,7 +69,7 @@ def contrastive(
 
 
 def contrastive_of(
-    pairs: Pairs, near: float, far: float, reduction: str = "mean", mean_over: str = "nonzero"
+    pairs: LocalPairSource, near: float, far: float, reduction: str = "mean", mean_over: str = "nonzero"
 ) -> torch.Tensor:
     """Hinges of the positives below `near` and of the negatives above `far`."""
     positive = pairs.statistics("positive", moments=True, upper=near)
@@ -110,10 +111,12 @@ def triplet(
 
     Args:
         x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize: as in ``hk.losses.contrastive``.
+        margin: by which a negative must be farther than a positive, in the units of the distance or the similarity.
         mining: "all" triplets (where ``soft``, in as many passes over the negatives as the largest number of
             positives); "batch_hard": of every row the least similar positive and the most similar negative;
             "semi_hard": of every positive pair the most similar of the negatives that are less similar than the
             positive, or where there is none the least similar negative.
+        soft: log(1 + exp(v)) in place of the hinge.
         reduction: "mean"; "sum" over the triplets; or "none": the sum over the triplets of each row, [N].
         mean_over: the mean is over the triplets with a loss above 0 ("nonzero"; all, where ``soft``), or over "all".
 
@@ -133,7 +136,7 @@ def triplet(
 
 
 def triplet_of(
-    pairs: Pairs,
+    pairs: LocalPairSource,
     margin: float,
     mining: str = "all",
     soft: bool = False,
@@ -151,7 +154,7 @@ def triplet_of(
     return reduce(rows, reduction, counted if soft or mean_over == "all" else violating)
 
 
-def _all_hinge(pairs: Pairs, margin: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _all_hinge(pairs: LocalPairSource, margin: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss of every row, the number of violating triplets and that of all.
 
     A negative violates with the positives that it is above, less the margin: as many as the number of its bin.
@@ -174,7 +177,7 @@ def _all_hinge(pairs: Pairs, margin: float) -> tuple[torch.Tensor, torch.Tensor,
     return rows, above.sum(), (found.offsets.diff() * negatives).sum()
 
 
-def _all_soft(pairs: Pairs, margin: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _all_soft(pairs: LocalPairSource, margin: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `_all_hinge`; one pass over the negatives for the first positive of every row, one for the second, ..."""
     found = pairs.listed("positive")
     value = pairs.values(found.rows, found.columns)
@@ -189,14 +192,14 @@ def _all_soft(pairs: Pairs, margin: float) -> tuple[torch.Tensor, torch.Tensor, 
     return rows, triplets, triplets
 
 
-def _batch_hard(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, None]:
+def _batch_hard(pairs: LocalPairSource) -> tuple[torch.Tensor, torch.Tensor, None]:
     """Violations without the margin, [N], which of them exist, and nothing to sum over."""
     positive = pairs.statistics("positive", extremes=True).argmin
     negative = pairs.statistics("negative", extremes=True).argmax
     return pairs.values_at(negative) - pairs.values_at(positive), (positive >= 0) & (negative >= 0), None
 
 
-def _semi_hard(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _semi_hard(pairs: LocalPairSource) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `_batch_hard`, [K] of the positive pairs, and the offsets of the rows' pairs."""
     found = pairs.listed("positive")
     negative, least = hardest_below(pairs, found), pairs.statistics("negative", extremes=True).argmin
@@ -263,7 +266,7 @@ def margin(
 
 
 def margin_of(
-    pairs: Pairs,
+    pairs: LocalPairSource,
     beta: torch.Tensor,  # [N], as the user has it
     margin: float,
     sign: int,  # of beta in the similarity
@@ -313,7 +316,7 @@ def tuplet_margin(
     ``TupletMarginLoss`` of pytorch-metric-learning. The positive pairs are listed.
 
     Args:
-        x, labels, ref, ref_labels, ids, ref_ids: as in ``hk.losses.contrastive``; similarities are cosines.
+        x, labels, ref, ref_labels, ids, ref_ids: as in ``hk.losses.contrastive``.
         margin: the slack in degrees.
         scale: above 0.
         reduction: "mean"; "sum" over the positive pairs; or "none": the sum over the pairs of each row, [N].
@@ -330,7 +333,7 @@ def tuplet_margin(
     return tuplet_margin_of(pairs, margin, scale, reduction)
 
 
-def tuplet_margin_of(pairs: Pairs, margin: float, scale: float, reduction: str = "mean") -> torch.Tensor:
+def tuplet_margin_of(pairs: LocalPairSource, margin: float, scale: float, reduction: str = "mean") -> torch.Tensor:
     found = pairs.listed("positive")
     cos = pairs.values(found.rows, found.columns)
     square = 1 - cos.square()

@@ -11,6 +11,7 @@ from .._autocast import autocast
 from .._dtypes import accumulate_dtype
 from ..pairs.codes import run_starts
 from ..pairs.pairs import LINEAR, Pairs
+from ..pairs.source import PairSource
 from .common import REDUCTIONS, Number, blocks, normalized, numbered, recomputed, reduce_counted, scalar, softplus
 from .softmax import nca_of
 
@@ -98,7 +99,7 @@ def proxy_anchor(
     )  # fmt: skip
 
 
-def proxy_anchor_of(pairs: Pairs, *, scale: Number, margin: float) -> torch.Tensor:
+def proxy_anchor_of(pairs: PairSource, *, scale: Number, margin: float) -> torch.Tensor:
     positive = pairs.statistics("positive", transform=LINEAR, scale=-scale)
     negative = pairs.statistics("negative", transform=LINEAR, scale=scale)
     with_positive = positive.count > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _check
-from ..pairs.pairs import Pairs
+from ..pairs.source import LocalPairSource
 from .common import REDUCTIONS, pairs_of, reduce
 
 
@@ -44,7 +44,7 @@ def fast_ap(
     return fast_ap_of(pairs, num_bins, reduction)
 
 
-def fast_ap_of(pairs: Pairs, num_bins: int, reduction: str = "mean") -> torch.Tensor:
+def fast_ap_of(pairs: LocalPairSource, num_bins: int, reduction: str = "mean") -> torch.Tensor:
     found = pairs.statistics("positive", moments=True)
     positives, like = found.count, found.sum
     centres = torch.linspace(0, 4, num_bins + 1, dtype=like.dtype, device=like.device)
@@ -61,7 +61,7 @@ def _cumulative(histogram: torch.Tensor) -> torch.Tensor:
     return torch.where(bins <= bins[:, None], histogram[:, None], 0).sum(2)
 
 
-def _histogram(pairs: Pairs, select: str, centres: torch.Tensor) -> torch.Tensor:
+def _histogram(pairs: LocalPairSource, select: str, centres: torch.Tensor) -> torch.Tensor:
     """[N, bins + 1] of the squared distances, nearest first.
 
     Between two centres a pair's shares in both are linear in its distance: counts and sums are enough.

@@ -6,6 +6,7 @@ import torch
 
 from .. import _check
 from ..pairs.pairs import LINEAR, Pairs
+from ..pairs.source import LocalPairSource
 from .common import REDUCTIONS, Number, inverse, own_columns, reduce_counted
 
 
@@ -52,7 +53,7 @@ def soft_target_info_nce(
 
 
 def soft_target_info_nce_of(
-    pairs: Pairs, *, scale: Number, diagonal: bool = False, reduction: str = "mean"
+    pairs: LocalPairSource, *, scale: Number, diagonal: bool = False, reduction: str = "mean"
 ) -> torch.Tensor:
     everything = pairs.statistics("all", moments=True, transform=LINEAR, scale=scale)
     positive = pairs.statistics("positive", moments=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from .. import _check
 from ..kernels.pair_mining.ordered import take
 from ..pairs.pairs import LINEAR, Pairs
+from ..pairs.source import LocalPairSource, PairSource
 from .common import (
     REDUCTIONS,
     Number,
@@ -22,7 +23,6 @@ from .common import (
     scalar,
     shared,
     softplus,
-    statistics_of,
 )
 from .info_nce import cross_entropy, info_nce_of, of_logits, of_statistics
 
@@ -53,7 +53,7 @@ def supcon(
     Several views of a sample are rows of one label: x = cat([view1, view2]), labels = cat([y, y]).
 
     Args:
-        x, labels, ref, ref_labels, ids, ref_ids, similarity: as in ``info_nce``; labels are [N].
+        x, labels, ref, ref_labels, ids, ref_ids, similarity: as in ``hk.losses.contrastive``.
         temperature: above 0; a tensor of one element may be learned.
         convention: "pml" (pytorch-metric-learning): the mean over the rows whose loss is above 0, and 0 where the batch
             has no negative pair; a learned row, whose loss has rounded to 0 there, is still above 0 here.
@@ -79,12 +79,18 @@ def supcon(
 
 
 def supcon_of(
-    pairs: Pairs, *, scale: Number, convention: str = "pml", base_temperature: float = 0.07, reduction: str = "mean"
+    pairs: PairSource,
+    *,
+    scale: Number,
+    convention: str = "pml",
+    base_temperature: float = 0.07,
+    reduction: str = "mean",
 ) -> torch.Tensor:
-    (negative,), (positive,) = statistics_of(
-        pairs,
-        {"select": "negative", "transform": LINEAR, "scale": scale},
-        {"select": "positive", "moments": True, "transform": LINEAR, "scale": scale},
+    (negative,), (positive,) = pairs.together(
+        [
+            {"select": "negative", "transform": LINEAR, "scale": scale},
+            {"select": "positive", "moments": True, "transform": LINEAR, "scale": scale},
+        ]
     )
     loss = cross_entropy(negative.lse, of_statistics(positive, scale, 0.0))
     if convention == "supcontrast":
@@ -115,7 +121,7 @@ def nt_xent(
     The positive pairs are listed (their number is read on the host); the negatives are not.
 
     Args:
-        x, labels, ref, ref_labels, ids, ref_ids, similarity: as in ``info_nce``; labels are [N].
+        x, labels, ref, ref_labels, ids, ref_ids, similarity: as in ``hk.losses.contrastive``.
         temperature: above 0; a tensor of one element may be learned.
         reduction: "mean" over the positive pairs (0 where there is none), "sum", or "none": one loss a positive pair,
             row by row.
@@ -131,7 +137,7 @@ def nt_xent(
     return nt_xent_of(pairs, scale=inverse("temperature", temperature, pairs.dtype), reduction=reduction)
 
 
-def nt_xent_of(pairs: Pairs, *, scale: Number, reduction: str = "mean") -> torch.Tensor:
+def nt_xent_of(pairs: LocalPairSource, *, scale: Number, reduction: str = "mean") -> torch.Tensor:
     negative = pairs.statistics("negative", transform=LINEAR, scale=scale).lse
     listed = pairs.listed("positive")
     loss = softplus(take(negative, listed.rows) - scale * pairs.values(listed.rows, listed.columns))
@@ -148,11 +154,11 @@ def n_pairs(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """N-pair loss (Sohn, NeurIPS 2016): the first two rows of every label that has two are its anchor and its
-    positive, and every anchor is classified among the positives, by the cross-entropy of s / temperature.
+    positive, and every anchor is classified among the positives, by the cross-entropy of s / temperature. The paper's
+    similarity is "dot"; pytorch-metric-learning's default is "cosine".
 
     Args:
-        x, labels, similarity: as in ``info_nce``; labels are [N]. "dot" is the paper's; "cosine" is what
-            pytorch-metric-learning computes by default.
+        x, labels, similarity: as in ``hk.losses.contrastive``.
         temperature: above 0; a tensor of one element may be learned.
         reduction: "mean" over the labels with two rows (0 where there is none), "sum", or "none": one loss for each of
             them, by rising label.
@@ -203,9 +209,10 @@ def nca(
 
         loss_i = log sum over P and N of e^{softmax_scale * s} - log sum_P e^{softmax_scale * s}
 
+    where s is by default minus the squared distance.
+
     Args:
-        x, labels, ref, ref_labels, ids, ref_ids, similarity: as in ``info_nce``; labels are [N]. The default
-            similarity is minus the squared distance.
+        x, labels, ref, ref_labels, ids, ref_ids, similarity: as in ``hk.losses.contrastive``.
         normalize: unit rows first, whatever the similarity.
         softmax_scale: a number, or a tensor of one element, which may be learned.
         reduction: "mean" over the rows with a positive, "sum", or "none": [N], 0 for rows without a positive.
@@ -227,9 +234,9 @@ def nca(
     return nca_of(pairs, scale=scale, reduction=reduction)
 
 
-def nca_of(pairs: Pairs, *, scale: Number, reduction: str = "mean") -> torch.Tensor:
-    (negative,), (positive,) = statistics_of(
-        pairs, *({"select": select, "transform": LINEAR, "scale": scale} for select in ("negative", "positive"))
+def nca_of(pairs: PairSource, *, scale: Number, reduction: str = "mean") -> torch.Tensor:
+    (negative,), (positive,) = pairs.together(
+        [{"select": select, "transform": LINEAR, "scale": scale} for select in ("negative", "positive")]
     )
     some = positive.count > 0
     logit = torch.where(some, positive.lse, 0)

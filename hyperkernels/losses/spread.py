@@ -10,6 +10,7 @@ from .. import _check
 from .._autocast import autocast
 from ..kernels.pair_mining.blocks import log_sum_exp
 from ..pairs.pairs import LINEAR, SOFTPLUS, Pairs
+from ..pairs.source import LocalPairSource, PairSource
 from .common import (
     REDUCTIONS,
     Number,
@@ -23,7 +24,6 @@ from .common import (
     scalar,
     shared,
     softplus,
-    statistics_of,
 )
 from .info_nce import info_nce
 
@@ -64,7 +64,7 @@ def uniformity(
     return log_mean_exp_of(pairs, scale=t)
 
 
-def log_mean_exp_of(pairs: Pairs, *, scale: Number, shift: float = 0.0) -> torch.Tensor:
+def log_mean_exp_of(pairs: PairSource, *, scale: Number, shift: float = 0.0) -> torch.Tensor:
     """Log of the mean of e^{scale * s + shift} over all pairs; 0 where there is none."""
     found = pairs.statistics("all", transform=LINEAR, scale=scale)
     total = found.count.sum()
@@ -163,7 +163,7 @@ def closest_pair_of(pairs: Pairs) -> torch.Tensor:
     return -torch.where(some, distance, 0).gather(0, closest)[0]
 
 
-def _nearest_distance(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest_distance(pairs: LocalPairSource) -> tuple[torch.Tensor, torch.Tensor]:
     """The distance from every row to the nearest column, [N], and whether there is one."""
     index = pairs.statistics("all", extremes=True).argmax
     return 1 - pairs.values_at(index), index >= 0
@@ -222,12 +222,12 @@ def siglip(
 
 
 def siglip_of(
-    pairs: Pairs, *, scale: Number, offset: Number, paired: bool = False, reduction: str = "mean"
+    pairs: PairSource, *, scale: Number, offset: Number, paired: bool = False, reduction: str = "mean"
 ) -> torch.Tensor:
     wanted = [{"select": "negative", "transform": SOFTPLUS, "scale": scale, "offset": offset}]
     if not paired:
         wanted.append({"select": "positive", "transform": SOFTPLUS, "scale": -scale, "offset": -offset})
-    (negative,), *positive = statistics_of(pairs, *wanted)
+    (negative,), *positive = pairs.together(wanted)
     if paired:
         loss = negative.lse + softplus(-(scale * pairs.values_at(own_columns(pairs)) + offset))
     else:

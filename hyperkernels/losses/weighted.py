@@ -10,10 +10,10 @@ import math
 import torch
 
 from .. import _check
-from ..kernels.pair_mining.ordered import row_sums, take
 from ..kernels.pair_mining.problem import PairRowStatistics, Transform
-from ..pairs.pairs import LINEAR, Pairs
-from .common import DISTANCES, MEANS, REDUCTIONS, in_similarity, pairs_of, reduce, softplus, thresholds
+from ..pairs.pairs import LINEAR
+from ..pairs.source import LocalPairSource
+from .common import DISTANCES, MEANS, REDUCTIONS, in_similarity, pairs_of, reduce, softplus
 
 SCOPES = ("anchor", "batch")
 
@@ -66,7 +66,7 @@ def multi_similarity(
 
 
 def multi_similarity_of(
-    pairs: Pairs, alpha: float, beta: float, base: float, epsilon: float | None, reduction: str = "mean"
+    pairs: LocalPairSource, alpha: float, beta: float, base: float, epsilon: float | None, reduction: str = "mean"
 ) -> torch.Tensor:
     lower = upper = None
     if epsilon is not None:
@@ -97,12 +97,14 @@ def circle(
     """Circle loss: every similarity pulled or pushed in proportion to how far it is from its optimum.
 
         log(1 + sum over negatives of exp(gamma a_n (s_n - m)) * sum over positives of exp(-gamma a_p (s_p - 1 + m))),
-        a_p = [1 + m - s_p]+, a_n = [s_n + m]+, constants for the gradient.
+        a_p = [1 + m - s_p]+, a_n = [s_n + m]+, constants for the gradient,
+
+    of cosines s.
 
     Sun et al., 2020 (arXiv 2002.10857), who use m = 0.25 with gamma = 256 for faces and 128 for persons.
 
     Args:
-        x, labels, ref, ref_labels, ids, ref_ids: as in ``hk.losses.contrastive``; similarities are cosines.
+        x, labels, ref, ref_labels, ids, ref_ids: as in ``hk.losses.contrastive``.
         m: the margin.
         gamma: above 0.
         scope: "anchor": a loss for every row with positives and negatives, as ``CircleLoss`` of
@@ -128,21 +130,21 @@ def circle(
     return circle_of(pairs, m, gamma, reduction, mean_over)
 
 
-def _circle_sums(pairs: Pairs, m: float, gamma: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _circle_sums(pairs: LocalPairSource, m: float, gamma: float) -> tuple[torch.Tensor, torch.Tensor]:
     positive = pairs.statistics("positive", transform=Transform("circle", 1 + m, 1 - m), scale=-gamma)
     negative = pairs.statistics("negative", transform=Transform("circle", m, -m), scale=gamma)
     return positive.lse, negative.lse
 
 
 def circle_of(
-    pairs: Pairs, m: float, gamma: float, reduction: str = "mean", mean_over: str = "nonzero"
+    pairs: LocalPairSource, m: float, gamma: float, reduction: str = "mean", mean_over: str = "nonzero"
 ) -> torch.Tensor:
     positive, negative = _circle_sums(pairs, m, gamma)
     rows = softplus(positive + negative)
     return reduce(rows, reduction, pairs.n if mean_over == "all" else ((rows > 0) | rows.isnan()).sum())
 
 
-def circle_of_batch(pairs: Pairs, m: float, gamma: float, twice: bool) -> torch.Tensor:
+def circle_of_batch(pairs: LocalPairSource, m: float, gamma: float, twice: bool) -> torch.Tensor:
     """`twice`: the pairs hold every pair in both orders."""
     positive, negative = (_logsumexp(rows) for rows in _circle_sums(pairs, m, gamma))
     return softplus(positive + negative - (2 * math.log(2) if twice else 0))
@@ -152,103 +154,6 @@ def _logsumexp(rows: torch.Tensor) -> torch.Tensor:
     """Where all is -inf (or nothing is) -inf with a gradient of 0, which `torch.logsumexp` has as NaN."""
     some = (rows != -torch.inf).any()
     return torch.where(some, torch.logsumexp(torch.where(some, rows, 0), 0), -torch.inf)
-
-
-@_check.of_data
-def lifted(
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    ref: torch.Tensor | None = None,
-    ref_labels: torch.Tensor | None = None,
-    *,
-    neg_margin: float = 1.0,
-    pos_margin: float = 0.0,
-    ids: torch.Tensor | None = None,
-    ref_ids: torch.Tensor | None = None,
-    similarity: str = "euclidean",
-    normalize: bool = True,
-    reduction: str = "mean",
-) -> torch.Tensor:
-    """Every positive pair against the negatives of both of its ends.
-
-    A positive pair (i, p) has the loss 1/2 [log(sum over the negatives n of i and of p of exp(neg_margin - d_n)) +
-    d_ip - pos_margin]+^2 (with similarities exp(s_n - neg_margin) and pos_margin - s_ip); the mean is over the positive
-    pairs. Where neither end has negatives the logarithm counts as 0, and without any negatives at all the loss is 0.
-    Oh Song et al., 2016 (arXiv 1511.06452); ``LiftedStructureLoss`` of pytorch-metric-learning. The positive pairs are
-    listed. With ``ref`` the negatives of p, a row of it, are rows of x.
-
-    Args:
-        x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize: as in ``hk.losses.contrastive``.
-        neg_margin, pos_margin: distances, or similarities.
-        reduction: "mean"; "sum" over the positive pairs; or "none": the sum over the pairs of each row, [N].
-
-    Returns:
-        A scalar, or [N], in float32 (float64 for float64 inputs).
-
-    Raises:
-        TypeError, ValueError: a wrong argument, named.
-    """
-    near, far = thresholds(similarity, pos_margin, neg_margin)
-    _check.choice("reduction", reduction, REDUCTIONS)
-    pairs = pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize)
-    return lifted_of(pairs, near, far, reduction)
-
-
-def lifted_of(pairs: Pairs, near: float, far: float, reduction: str = "mean") -> torch.Tensor:
-    found = pairs.listed("positive")
-    rows, columns = pairs.statistics_of_both("negative", transform=LINEAR, scale=1.0)
-    a, b = take(rows.lse, found.rows), take(columns.lse, found.columns)
-    some = (a != -torch.inf) | (b != -torch.inf)
-    negatives = torch.where(some, torch.logaddexp(torch.where(some, a, 0), torch.where(some, b, 0)) - far, 0)
-    hinge = (negatives + near - pairs.values(found.rows, found.columns)).relu()
-    loss = torch.where(rows.count.sum() > 0, hinge.square() / 2, 0)
-    return reduce(row_sums(loss, found.offsets), reduction, loss.shape[0])
-
-
-def generalized_lifted(
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    ref: torch.Tensor | None = None,
-    ref_labels: torch.Tensor | None = None,
-    *,
-    neg_margin: float = 1.0,
-    pos_margin: float = 0.0,
-    ids: torch.Tensor | None = None,
-    ref_ids: torch.Tensor | None = None,
-    similarity: str = "euclidean",
-    normalize: bool = True,
-    reduction: str = "mean",
-) -> torch.Tensor:
-    """All positives of a row against all of its negatives.
-
-    The loss of a row is [log(sum over positives of exp(d_p - pos_margin)) + log(sum over negatives of
-    exp(neg_margin - d_n))]+ (with similarities exp(pos_margin - s_p) and exp(s_n - neg_margin)), where the logarithm of
-    a sum over nothing counts as 0: a row without negatives still pulls its positives. Hermans et al., 2017
-    (arXiv 1703.07737); ``GeneralizedLiftedStructureLoss`` of pytorch-metric-learning.
-
-    Args:
-        x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize: as in ``hk.losses.contrastive``.
-        neg_margin, pos_margin: distances, or similarities.
-        reduction: "mean" over all rows, "sum", or "none" for [N].
-
-    Returns:
-        A scalar, or [N], in float32 (float64 for float64 inputs).
-
-    Raises:
-        TypeError, ValueError: a wrong argument, named.
-    """
-    near, far = thresholds(similarity, pos_margin, neg_margin)
-    _check.choice("reduction", reduction, REDUCTIONS)
-    pairs = pairs_of(x, labels, ref, ref_labels, ids, ref_ids, similarity, normalize)
-    return generalized_lifted_of(pairs, near, far, reduction)
-
-
-def generalized_lifted_of(pairs: Pairs, near: float, far: float, reduction: str = "mean") -> torch.Tensor:
-    positive = pairs.statistics("positive", transform=LINEAR, scale=-1.0)
-    negative = pairs.statistics("negative", transform=LINEAR, scale=1.0)
-    pull = torch.where(positive.count > 0, positive.lse + near, 0)
-    push = torch.where(negative.count > 0, negative.lse - far, 0)
-    return reduce((pull + push).relu(), reduction, pairs.n)
 
 
 def weighted_triplet(
@@ -296,7 +201,7 @@ def weighted_triplet(
 
 
 def weighted_triplet_of(
-    pairs: Pairs, include_self: bool = False, exact: bool = True, reduction: str = "mean"
+    pairs: LocalPairSource, include_self: bool = False, exact: bool = True, reduction: str = "mean"
 ) -> torch.Tensor:
     positive = pairs.statistics("positive", extremes=not exact, transform=LINEAR, scale=-1.0)
     negative = pairs.statistics("negative", transform=LINEAR, scale=1.0)
@@ -366,7 +271,7 @@ def ranked_list(
 
 
 def ranked_list_of(
-    pairs: Pairs,
+    pairs: LocalPairSource,
     near: float,
     far: float,
     tp: float,

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from .. import _check
-from ..pairs.pairs import Bound, Pairs
+from ..pairs.pairs import Pairs
 from ..pairs.positives import below
+from ..pairs.source import Bound
 from .common import above, labelled_pairs, random_words, seed_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _check
-from ..pairs.pairs import Listed
+from ..pairs.source import Listed
 from ..unit_norm import unit_norm
 from .common import Triplets, labelled_pairs, random_words, seed_of
 

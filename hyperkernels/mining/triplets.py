@@ -8,8 +8,9 @@ import torch
 
 from .. import _check
 from ..kernels.pair_mining import selections
-from ..pairs.pairs import Listed, Pairs
+from ..pairs.pairs import Pairs
 from ..pairs.positives import below, hardest_below, own_bin, rising
+from ..pairs.source import Listed
 from .common import Triplets, labelled_pairs, parts, problem_of_rows
 
 KINDS = ("all", "hard", "semihard", "easy")

@@ -9,7 +9,8 @@ import torch
 
 from .. import _check
 from ..kernels.pair_mining.problem import PairRowStatistics, Transform
-from .pairs import LINEAR, SELECT, SOFTPLUS, Bound, Pairs
+from .pairs import LINEAR, SELECT, SOFTPLUS, Pairs
+from .source import Bound
 
 
 class PairStatistics(NamedTuple):

@@ -11,7 +11,8 @@ from torch.nn.functional import logsigmoid
 from ..kernels.pair_mining.ordered import take
 from ..kernels.pair_mining.problem import PairRowStatistics, Transform
 from ..kernels.pair_mining.reference import _power
-from .pairs import SELECT, Bound, Listed, Pairs
+from .pairs import SELECT, Pairs
+from .source import Bound, Listed, LocalPairSource
 
 Indices = tuple[torch.Tensor, torch.Tensor]
 
@@ -50,17 +51,16 @@ class Segments(NamedTuple):
         return torch.where(some, torch.where(some, total, 1).log() + top, -torch.inf)
 
 
-class ListedPairs:
+class ListedPairs(LocalPairSource):
     """Pairs (rows[k] of x, columns[k] of ref), listed one by one: a list that count as positive, another as negative.
 
     Losses over Pairs take it in their place. A pair that is listed twice counts twice; with ``distinct`` once.
     Similarities are computed once, and memory is that of the lists.
     """
 
-    group = None
-
     def __init__(self, pairs: Pairs, positive: Indices, negative: Indices, *, distinct: bool = False) -> None:
-        self.pairs, self.n, self.m, self.dtype, self.labels = pairs, pairs.n, pairs.m, pairs.dtype, pairs.labels
+        self.pairs, self.n, self.m, self.labels = pairs, pairs.n, pairs.m, pairs.labels
+        self.dtype, self.device = pairs.dtype, pairs.device
         self._positive = self._ordered(*positive, distinct)
         self._negative = self._ordered(*negative, distinct)
 
@@ -175,7 +175,6 @@ class ListedPairs:
         scale: Bound = None,
         ref_scale: Bound = None,
     ) -> tuple[PairRowStatistics, PairRowStatistics]:
-        """The statistics of the rows and those of the columns; where ref is None, columns are rows."""
         rows, columns, u = self._selected(select, None, None)
         of_rows = self._statistics(rows, columns, u, self.n, moments, extremes, transform, scale)
         if self.pairs.ref is None:
@@ -200,7 +199,6 @@ class ListedPairs:
     def binned(
         self, select: str, edges: torch.Tensor, offsets: torch.Tensor, lower: Bound = None, upper: Bound = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As ``Pairs.binned``."""
         rows, columns, u = self._selected(select, lower, upper)
         first, after = offsets[rows], offsets[rows + 1]
         if len(edges):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -14,21 +14,12 @@ from ..kernels.pair_mining.ordered import moved
 from ..kernels.pair_mining.problem import Columns, PairProblem, PairRowStatistics, Tile, Transform
 from ..unit_norm import unit_norm
 from .codes import codes
+from .source import Bound, Listed, LocalPairSource
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "squared_euclidean")
 SELECT = ("positive", "negative", "all")
 LINEAR, SOFTPLUS = Transform("linear"), Transform("softplus")
 SORTED_TILE = Tile(32, 32)  # small, so that few pairs beside the positives are looked at
-Bound = torch.Tensor | float | None
-
-
-class Listed(NamedTuple):
-    """Pairs row by row, [K] each: rows, columns (rising within a row) and similarities, which carry no gradient."""
-
-    rows: torch.Tensor
-    columns: torch.Tensor
-    similarities: torch.Tensor
-    offsets: torch.Tensor  # [N + 1]: the pairs of row i are at offsets[i] .. offsets[i+1]
 
 
 class _GradientOfRows(torch.autograd.Function):
@@ -58,14 +49,12 @@ def unit_rows(v: torch.Tensor, eps: float) -> torch.Tensor:
     return _GradientOfRows.apply(unit, long.to(unit.dtype))
 
 
-class Pairs:
+class Pairs(LocalPairSource):
     """Pairs of the rows of x [N, D] and of ref [M, D] (None: x itself, where no row is a pair with itself).
 
     Similarities are larger for what is closer: "cosine", "dot", or minus the "euclidean" or "squared_euclidean"
     distance. Selections are "positive", "negative" and "all", by labels; pairs of equal ids belong to none.
     """
-
-    group: Any = None  # the processes among which the rows are shared out, of `distributed.pairs.RankPairs`
 
     def __init__(
         self,
@@ -95,7 +84,7 @@ class Pairs:
         self.similarity = "dot" if similarity == "cosine" else similarity
         self.n, self.m = self.x.shape[0], (self.x if self.ref is None else self.ref).shape[0]
         self.multi_hot = _check.boolean("multi_hot", multi_hot)
-        self.dtype = accumulate_dtype(self.x.dtype)
+        self.dtype, self.device = accumulate_dtype(self.x.dtype), self.x.device
         self.labels = self._integers("labels", labels, self.n)
         self.ref_labels = self._integers("ref_labels", ref_labels, self.m)
         self._check_sides("labels", self.labels, self.ref_labels)
@@ -166,7 +155,6 @@ class Pairs:
         return self.x if self.ref is None else self.ref
 
     def row_numbers(self, name: str, value: Bound, n: int | None = None) -> torch.Tensor | None:
-        """[N] (or [n]) of the accumulator's dtype, from a number, a scalar or one number per row; None stays."""
         n = self.n if n is None else n
         if value is None:
             return None
@@ -239,10 +227,6 @@ class Pairs:
         lower: Bound = None,
         upper: Bound = None,
     ) -> PairRowStatistics:
-        """Of the pairs of that selection with lower < similarity < upper, by rows: see `PairRowStatistics`.
-
-        scale, offset, lower and upper are numbers, scalars or [N]; scale and offset are differentiable.
-        """
         problem = self.problem(select, lower, upper)
         given = (self.row_numbers(name, v) for name, v in (("scale", scale), ("offset", offset)))
         a, b = (v if v is None else v.contiguous() for v in given)
@@ -264,7 +248,6 @@ class Pairs:
         scale: Bound = None,
         ref_scale: Bound = None,
     ) -> tuple[PairRowStatistics, PairRowStatistics]:
-        """The statistics of the rows and those of the columns, in one pass; ref must have been given."""
         if self.ref is None:
             rows = self.statistics(select, moments=moments, extremes=extremes, transform=transform, scale=scale)
             return rows, rows
@@ -283,11 +266,9 @@ class Pairs:
         return rows, columns
 
     def values(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The similarities of the listed pairs, [K]; differentiable."""
         return selections.values(self.x, self.ref, rows, columns, self.similarity)
 
     def values_at(self, columns: torch.Tensor, missing: float = 0.0) -> torch.Tensor:
-        """The similarity of every row with one column each, [N]; `missing` where that is -1. Differentiable."""
         if not self.m:
             none = columns.new_empty(0)  # its sum of nothing keeps the result in the graph
             return self.x.new_full((self.n,), missing, dtype=self.dtype) + self.values(none, none).sum()
@@ -300,7 +281,6 @@ class Pairs:
         return selections.top_k(self.problem(select, lower, upper), k)
 
     def listed(self, select: str, lower: Bound = None, upper: Bound = None) -> Listed:
-        """All pairs that count."""
         problem = self.problem(select, lower, upper)
         if self._in_order(select):
             _, ref_order, place = self._by_label()
@@ -331,7 +311,6 @@ class Pairs:
     def binned(
         self, select: str, edges: torch.Tensor, offsets: torch.Tensor, lower: Bound = None, upper: Bound = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Count, sum (differentiable), largest similarity and its column in every bin; `reference.binned` says how."""
         problem = self.problem(select, lower, upper)
         if not self._in_order(select):
             return selections.binned(problem, edges, offsets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .pairs import Listed, Pairs
+from .source import Listed, LocalPairSource
 
 
 def below(value: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,7 @@ def own_bin(found: Listed) -> torch.Tensor:
     return torch.arange(found.rows.shape[0], device=found.rows.device) + found.rows
 
 
-def hardest_below(pairs: Pairs, found: Listed) -> torch.Tensor:
+def hardest_below(pairs: LocalPairSource, found: Listed) -> torch.Tensor:
     """Of every listed positive pair the column of the most similar of its row's negatives that are less similar than
     the pair, [K]; -1 where there is none."""
     order = rising(found, found.similarities)

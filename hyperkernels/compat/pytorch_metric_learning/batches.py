@@ -9,7 +9,8 @@ import torch
 from ... import _check
 from ..._dtypes import accumulate_dtype
 from ...pairs.listed import ListedPairs
-from ...pairs.pairs import Listed, Pairs
+from ...pairs.pairs import Pairs
+from ...pairs.source import Listed
 from .distances import Space
 
 Indices = tuple[torch.Tensor, ...]

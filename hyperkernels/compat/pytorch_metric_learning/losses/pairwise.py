@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ....losses.lifted import generalized_lifted_of, lifted_of
 from ....losses.margins import contrastive_of, tuplet_margin_of
 from ....losses.softmax import nt_xent_of, supcon_of
-from ....losses.weighted import circle_of, generalized_lifted_of, lifted_of, multi_similarity_of
+from ....losses.weighted import circle_of, multi_similarity_of
 from ..batches import Batch
 from ..distances import CosineSimilarity, Space, require_space
 from ..reducers import AvgNonZeroReducer, plain

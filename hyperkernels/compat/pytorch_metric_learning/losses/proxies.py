@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from ....kernels.pair_mining.problem import PairRowStatistics
 from ....losses.proxies import proxy_anchor_of, soft_triple
 from ....losses.softmax import nca_of
 from ....pairs.pairs import Pairs
+from ....pairs.source import PairSource
 from ..batches import Batch, sample_weights
 from ..distances import CosineSimilarity, Space, require_space
 from ..reducers import DivisorReducer
@@ -86,14 +87,21 @@ class ProxyNCALoss(ProxyLoss):
         return self.of_rows(losses, batch, pairs.statistics("positive").count > 0)
 
 
-class _TwoSided(NamedTuple):
+class _TwoSided(PairSource):
     """Other rows for the positive pairs than for the negative ones."""
 
-    positive: Pairs
-    negative: Pairs
+    def __init__(self, positive: Pairs, negative: Pairs) -> None:
+        self.positive, self.negative = positive, negative
+        self.n, self.m, self.dtype, self.device = positive.n, positive.m, positive.dtype, positive.device
 
     def statistics(self, select: str, **options: Any) -> PairRowStatistics:
         return getattr(self, select).statistics(select, **options)
+
+    def values(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return self.positive.values(rows, columns)
+
+    def values_at(self, columns: torch.Tensor, missing: float = 0.0) -> torch.Tensor:
+        return self.positive.values_at(columns, missing)
 
 
 class ProxyAnchorLoss(ProxyLoss):

@@ -46,6 +46,8 @@ class Launches:
     def __init__(self, problem: ClassProblem, options: Options, block: int) -> None:
         x, weight, target, scale, class_scale, bias, transform, sampled = problem
         negatives, sub_centers, normalize_x, normalize_weight, eps, ignore_index, absent_index = options
+        if negatives not in KINDS:
+            raise ValueError(f"negatives must be one of {', '.join(map(repr, KINDS))}; got {negatives!r}")
         if x.dtype not in _DTYPES or weight.dtype != x.dtype:
             raise TypeError(f"x and weight must have one dtype of {_DTYPES}; got {x.dtype} and {weight.dtype}")
         if sub_centers > LARGEST_SUB_CENTERS:
@@ -105,15 +107,14 @@ class Launches:
         return [(first, min(size, self.tiles - first)) for first in range(0, self.tiles, size)]
 
     def center_norms(self, norms: torch.Tensor) -> None:
-        """[C * K]; nobody reads them where the weight is taken as it is."""
-        if self.normalize_weight["NORMALIZE_WEIGHT"]:
-            block_d = max(16, min(1024, triton.next_power_of_2(self.d)))
-            block_rows = 4096 // block_d
-            launch(
-                center_kernel, triton.cdiv(len(norms), block_rows),
-                self.weight, self.index, norms, len(norms), SUB_CENTERS=self.sub_centers, D=self.d,
-                BLOCK_ROWS=block_rows, BLOCK_D=block_d, num_warps=4,
-            )  # fmt: skip
+        """[C * K], also where the weight is taken as it is and the kernels do not read them: they are a result."""
+        block_d = max(16, min(1024, triton.next_power_of_2(self.d)))
+        block_rows = 4096 // block_d
+        launch(
+            center_kernel, triton.cdiv(len(norms), block_rows),
+            self.weight, self.index, norms, len(norms), SUB_CENTERS=self.sub_centers, D=self.d,
+            BLOCK_ROWS=block_rows, BLOCK_D=block_d, num_warps=4,
+        )  # fmt: skip
 
     def prepare_rows(
         self,

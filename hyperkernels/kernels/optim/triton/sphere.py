@@ -235,6 +235,9 @@ def configuration(dim: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_ROWS": 1, "BLOCK_D": 4 * tile, "num_warps": 8}
 
 
+LEFT_OUT = ("momentum_buffers", "max_exp_avg_sqs")  # lists that are empty where the update has no such state
+
+
 def _check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Any) -> None:
     if tensor.dtype != dtype or tensor.shape != torch.Size(shape) or not tensor.is_contiguous():
         raise ValueError(
@@ -265,10 +268,10 @@ def _launch(
     kernel: Any, points: list[torch.Tensor], lists: dict[str, list[torch.Tensor]], given: PointGradients,
     numbers: tuple[float, ...], **constants: bool,
 ) -> None:  # fmt: skip
-    """`lists` are in the order of the kernel's arguments; an empty one is of a state that there is not."""
+    """`lists` are in the order of the kernel's arguments."""
     lists["gradients"] = [gradient.contiguous() for gradient in given.gradients]
     of_device = {"lr_tensor": given.lr_tensor, "grad_scale": given.grad_scale, "found_inf": given.found_inf}
-    _check(points, {name: tensors for name, tensors in lists.items() if tensors}, of_device)
+    _check(points, {name: tensors for name, tensors in lists.items() if tensors or name not in LEFT_OUT}, of_device)
     for i, point in enumerate(points):
         rows, dim = point.shape
         if rows == 0:
