@@ -59,8 +59,8 @@ OWN = """\
 num_classes: C, at least 1.
 embedding_size: D, at least 1."""
 OWNED = (
-    "{}: the centres of the classes, [C, D], or [C * centers_per_class, D] with row = class * centers_per_class + centre. "
-    "Drawn from N(0, 1/D)."
+    "{}: the centres of the classes, [C, D], or [C * centers_per_class, D] with row = class * centers_per_class + "
+    "centre. Drawn from N(0, 1/D)."
 )
 
 Parameter = inspect.Parameter
