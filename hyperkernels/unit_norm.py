@@ -1,4 +1,4 @@
-"""Public functions of the family: arguments are checked and the dimension moved last; the op does the work."""
+"""Public functions: check the arguments, move the dimension last, call the op."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def _check_inputs(x: Any, dim: Any, eps: Any) -> tuple[int, float]:
 def unit_norm(x: torch.Tensor, dim: int = -1, eps: float = 1e-12) -> torch.Tensor:
     """Project vectors onto the unit sphere: ``x / max(|x|, eps)`` along ``dim``.
 
-    The values and derivatives of ``torch.nn.functional.normalize(x, dim=dim, eps=eps)`` computed in float64 and rounded
-    once: the sum of squares neither overflows nor underflows, so that rows of 1e30 or 1e-30 in float32 are right as
-        well.
+    The values and derivatives are those of ``torch.nn.functional.normalize(x, dim=dim, eps=eps)`` in float64, rounded
+    once. The sum of squares neither overflows nor underflows: float32 rows of 1e30 or 1e-30 are right.
 
     Args:
         x: any shape with at least one dimension; float64, float32, bfloat16 or float16; any strides.
@@ -50,7 +49,7 @@ def unit_norm_(x: torch.Tensor, dim: int = -1, eps: float = 1e-12) -> torch.Tens
     """``unit_norm`` written over ``x``, outside autograd; it serves to renormalise parameters after a step.
 
     Args:
-        x: as in ``unit_norm``; a parameter that requires grad is welcome, nothing is recorded.
+        x: as in ``unit_norm``; a parameter that requires grad may be given, autograd does not record it.
         dim, eps: as in ``unit_norm``.
 
     Returns:

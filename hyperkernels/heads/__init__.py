@@ -1,4 +1,4 @@
-"""Losses of the class softmax, and what they share."""
+"""Losses of the class softmax."""
 
 from . import negatives
 

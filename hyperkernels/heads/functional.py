@@ -1,4 +1,4 @@
-"""Public functions of the family: arguments are checked here, the work is done by the op and the losses."""
+"""Public functions of the class softmax. Arguments are checked here; the op and `losses` do the work."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def check_head(
     skip_report: Any = None,
     eps: Any = 1e-12,
 ) -> losses.Head:
-    """The arguments that all heads share, checked, in the form that the op takes."""
+    """Check the arguments that all heads share, and bring them into the form that the op takes."""
     _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
     _check.tensor("weight", weight, _check.FLOAT_DTYPES, dim=2)
     _check.tensor("target", target, (torch.int64,), dim=1)
@@ -206,11 +206,11 @@ def class_statistics(
         normalize_x, normalize_weight: False takes the rows as they are: c_ij is then a product, not a cosine.
         ignore_index: rows with this target take no part: neg_lse and hardest_cos are -inf, target_cos, x_norm and
             neg_cos_sum 0, hardest_class -1, and their gradient is zero, whatever they hold.
-        absent_index: rows with this target have their class elsewhere (in another shard): every class here is a
-            negative of theirs, and their target_cos is 0. None: there are no such rows.
+        absent_index: rows with this target have their class in another shard: every class here is a negative, and their
+            target_cos is 0. None: there are no such rows.
         workspace: bytes the forward may keep for the backward; None grants a quarter of the bytes of ``weight``, at
-            least 4 MiB. Cosines that fit are kept, the rest are computed again, so more bytes buy speed and never
-            change the result's meaning. On CUDA nothing is kept.
+            least 4 MiB. Cosines that fit are kept, the others are computed again: more bytes make the backward faster
+            and change no bit of the result. On CUDA nothing is kept.
         eps: floor of the norms that divide. A row shorter than eps gets a zero gradient.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The losses, in plain PyTorch on N numbers a statistic."""
+"""The losses, in plain PyTorch on the statistics [N]."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sampled import classes_at, positions
 
 
 class Head(NamedTuple):
-    """One call of a head: its tensors, checked, and what it keeps for the backward."""
+    """One call of a head: its checked tensors and options."""
 
     x: torch.Tensor  # [N, D]
     weight: torch.Tensor  # [C*K, D]
@@ -49,12 +49,13 @@ class Head(NamedTuple):
 
     @property
     def target_class(self) -> torch.Tensor:
-        """The target where it can be looked up, 0 elsewhere: such rows do not count, or are NaN already."""
+        """The target where it is a class, 0 elsewhere. Rows with 0 for this reason are ignored, or their statistics are
+        NaN."""
         here = (self.target >= 0) & (self.target < self.classes) & self.counted
         return torch.where(here, self.target, 0)
 
     def of_sampled(self, per_class: torch.Tensor | None) -> torch.Tensor | None:
-        """The numbers of the classes that take part."""
+        """Of one number for each class, those of the classes that take part."""
         return per_class if per_class is None or self.sampled is None else per_class.index_select(0, self.sampled)
 
     def statistics(self, negatives: Negatives = COSINE) -> ClassRowStatistics:
@@ -88,7 +89,7 @@ class Head(NamedTuple):
         return statistics._replace(hardest_class=classes_at(self.sampled, statistics.hardest_class))
 
     def logits(self, psi: torch.Tensor) -> torch.Tensor:
-        """The logits [N] of the rows' own classes, given psi."""
+        """The logits [N] of the targets, from psi."""
         if self.class_scale is not None:
             psi = pick(self.class_scale, self.target_class) * psi
         logits = self.scale * psi
@@ -101,7 +102,7 @@ class Head(NamedTuple):
         return here & (own > statistics.hardest_cos)
 
     def rows_ahead(self) -> Rows:
-        """The rows as they are known before the pass over the classes, without gradient: N dot products."""
+        """The rows before the pass over the classes, without gradient; N * K dot products."""
         dtype, k = self.scale.dtype, self.options.sub_centers
         with torch.no_grad():
             x, x_norm = unit_rows(torch.where(self.counted[:, None], self.x, 0).to(dtype), self.options.eps)
@@ -113,11 +114,11 @@ class Head(NamedTuple):
 
 
 class Contained(NamedTuple):
-    """Statistics in which rows of NaN have harmless numbers instead.
+    """Statistics in which rows of NaN are replaced by finite numbers.
 
-    The derivative of a formula at NaN is NaN, and so is its product with a gradient of zero: a row that the caller
-    leaves out of the loss would still reach every other row through the weight. Here such a row's gradient goes to the
-    statistics past the formula: zero where nothing comes in, and otherwise NaN by way of the kernels.
+    The derivative of a formula at NaN is NaN, and NaN times a gradient of 0 is NaN: a row that the caller masks out of
+    the loss would make the gradient of the weight NaN. Here the gradient of such a row bypasses the formula. If it is 0
+    the kernels leave the row out; otherwise they make NaN of it.
     """
 
     statistics: ClassRowStatistics
@@ -125,12 +126,12 @@ class Contained(NamedTuple):
     nan: torch.Tensor  # [N], NaN in these rows
 
     def restore(self, loss: torch.Tensor) -> torch.Tensor:
-        """`loss` [N], of the harmless numbers, with NaN where it belongs."""
+        """`loss` [N], computed from the finite numbers, with NaN in the rows that had it."""
         return torch.where(self.unknown, self.nan, loss)
 
 
 def contain(statistics: ClassRowStatistics, kind: str) -> Contained:
-    """`kind` is that of the negatives: it says which statistic the loss reads in any case."""
+    """`kind`, of the negatives, decides which statistic is looked at for NaN: the one that the loss always reads."""
     others = statistics.neg_cos_sum if kind in SUMS else statistics.neg_lse
     nan = others + statistics.target_cos.to(others.dtype)
     unknown = nan.isnan()
@@ -144,7 +145,7 @@ def contain(statistics: ClassRowStatistics, kind: str) -> Contained:
 
 
 def reduce(loss: torch.Tensor, counted: torch.Tensor, reduction: str) -> torch.Tensor:
-    """none, sum, or the mean over the rows that count (0 where none does)."""
+    """The reduction "none", "sum", or "mean" over the rows that count (0 if none does)."""
     loss = torch.where(counted, loss, 0)
     if reduction == "none":
         return loss
@@ -154,8 +155,8 @@ def reduce(loss: torch.Tensor, counted: torch.Tensor, reduction: str) -> torch.T
 def margin_softmax(
     head: Head, margin: Margin, reduction: str, label_smoothing: float, smoothing_over: str
 ) -> tuple[torch.Tensor, ClassRowStatistics, Head]:
-    """Cross-entropy of the margined logits, softplus(log-sum-exp of the others - target logit), the statistics, and the
-    head with the scale that they were taken under."""
+    """Cross-entropy with a margin, softplus(neg_lse - target logit); the statistics; and the head, with the scale that
+    was used."""
     training = getattr(margin, "training", True)
     negatives = COSINE
     if margin.own_scale is not None:

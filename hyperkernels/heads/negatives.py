@@ -1,4 +1,4 @@
-"""What the softmax is taken over: a transform of the cosines of the other classes, for ``hk.class_statistics``."""
+"""Transforms of the cosines of the other classes, for ``hk.class_statistics``."""
 
 from ..kernels.margin_softmax.negatives import COSINE, KINDS, Negatives, negatives
 

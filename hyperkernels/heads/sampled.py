@@ -1,7 +1,7 @@
-"""Sampled classes: a few of the classes take part in a call, the others do not exist for it.
+"""Sampled classes: some of the classes take part in a call; for this call the others do not exist.
 
-The kernels read the rows of these classes where they stand in the weight. What they know of a target is its position
-among the sampled classes; here positions and classes are turned into each other.
+The kernels read the rows of these classes where they stand in the weight. They number the classes by their position in
+the sample. The functions here convert classes to positions and back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from ..kernels.margin_softmax.problem import ABSENT, IGNORED, OUTSIDE
 
 
 def check_classes(classes: Any, count: int, x: torch.Tensor) -> torch.Tensor:
-    """The sampled classes of `count`, checked where that needs no synchronisation, and nowhere out of range."""
+    """The sampled classes, checked. A check on a GPU would need a synchronisation: there they are clamped to [0, count),
+    and checked only with HYPERKERNELS_CHECK=1."""
     _check.tensor("classes", classes, (torch.int64,), dim=1)
     _check.same_device("classes", classes, "x", x)
     if classes.shape[0] == 0:
@@ -31,7 +32,7 @@ def check_classes(classes: Any, count: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def positions(classes: torch.Tensor, target: torch.Tensor, ignore_index: int, absent_index: int) -> torch.Tensor:
-    """Where the targets stand among the classes; below 0 for those that do not."""
+    """The position of each target in `classes`; a sentinel below 0 where it has none."""
     place = torch.searchsorted(classes, target.contiguous()).clamp_max(classes.shape[0] - 1)
     place = torch.where(classes[place] == target, place, OUTSIDE)
     place = torch.where(target == absent_index, ABSENT, place)
@@ -39,5 +40,5 @@ def positions(classes: torch.Tensor, target: torch.Tensor, ignore_index: int, ab
 
 
 def classes_at(classes: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """The classes at positions; what is below 0 stays."""
+    """The class at each position; values below 0 stay."""
     return torch.where(place < 0, place, classes[place.clamp_min(0)])

@@ -12,7 +12,7 @@ angle to the dominant centre of its class, and those beyond 75 degrees are dropp
     clean = ~hk.sub_centers.outliers(angles)
     weight = hk.sub_centers.keep(weight, dominant, sub_centers=3)
 
-Nothing here carries gradient. Large inputs are taken in pieces.
+No result has a gradient. Large inputs are processed in pieces.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def nearest_counts(
     ignore_index: int = -100,
     eps: float = 1e-12,
 ) -> torch.Tensor:
-    """How many of the samples of each class are nearest to each of its centres.
+    """For each class, how many of its samples are nearest to each of its centres.
 
     Args:
         x: embeddings [N, D], any norm.
@@ -100,7 +100,7 @@ def nearest_counts(
         eps: floor of the norms that divide.
 
     Returns:
-        [C, K] int64; add up those of all batches. On ties the lowest centre is the nearest.
+        [C, K] int64, of this batch: add the counts of all batches. On ties the lowest centre counts.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.

@@ -1,4 +1,4 @@
-"""Public functions of the losses that sum over the classes: arguments are checked here, the work is done in `sums`."""
+"""Public functions of the losses that sum over the classes. Arguments are checked here; `sums` does the work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _head(x: Any, weight: Any, target: Any, scale: Any, **options: Any) -> Head:
 
 
 def _with_bias(head: Head, bias: Any, sign: int) -> Head:
-    """The head with one bias for all of its classes."""
+    """The head with the same bias for all classes."""
     if not isinstance(bias, torch.Tensor):
         value = torch.full((), sign * _check.number("bias", bias), dtype=head.scale.dtype, device=head.x.device)
     else:
@@ -196,7 +196,7 @@ def uniface_loss(
 
         softplus(-[s (c_y - m) - bias]) + l sum over j != y of softplus([s c_j - bias]),
 
-    where [.] holds its argument in [-s, s], without gradient beyond. UniFace, Zhou et al., ICCV 2023.
+    where [.] clamps its argument to [-s, s], with a gradient of 0 outside. UniFace, Zhou et al., ICCV 2023.
 
     Args:
         x: embeddings [N, D] in float64, float32, bfloat16 or float16, any norm.

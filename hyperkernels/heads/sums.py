@@ -1,4 +1,4 @@
-"""The losses that are sums over the classes instead of a softmax, in plain PyTorch on N numbers a statistic."""
+"""The losses that sum over the classes instead of taking a softmax, in plain PyTorch on the statistics [N]."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sface(head: Head, steepness: float, a: float, b: float, reduction: str) -> t
 def sphereface2(
     head: Head, alpha: float, m: float, power: int, loss_weight: float, gradient: str, reduction: str
 ) -> torch.Tensor:
-    """Binary cross-entropy of every class: its own for alpha, the others together for 1 - alpha."""
+    """Binary cross-entropy of every class: weight alpha for the own class, 1 - alpha for each other."""
     straight = gradient == "straight_through"
     transform = negatives("sphereface2", head.scale, margin=m, power=float(power), straight=float(straight))
     contained = contain(head.statistics(transform), "sphereface2")
@@ -39,7 +39,7 @@ def sphereface2(
 
 
 def uniface(head: Head, m: float, negative_weight: float, reduction: str) -> torch.Tensor:
-    """Binary cross-entropy of every class against one threshold, -bias, its logits held in [-s, s]."""
+    """Binary cross-entropy of every class against one threshold, -bias, with logits clamped to [-s, s]."""
     contained = contain(head.statistics(negatives("uniface", head.scale)), "uniface")
     statistics = contained.statistics.rounded()
     own = head.logits(statistics.target_cos - m)

@@ -1,18 +1,19 @@
-"""Margins: what becomes of the target's cosine, and of the others, before the softmax.
+"""Margins: how the target's cosine, and those of the other classes, are changed before the softmax.
 
 A margin is a callable ``(target_cos [N], x_norm [N]) -> psi [N]``: from the cosine between each sample and its own
 class centre, and the sample's norm before normalisation, it gives the target logit divided by the scale. Any function
-of that signature serves; autograd differentiates it. ``Margin`` has more hooks for what needs them: a state that
-follows the batches, a transform of the other classes' cosines, a scale or a loss term of its own.
+with this signature is a margin; autograd differentiates it. ``Margin`` has hooks for more: a state that follows the
+batches, a transform of the other classes' cosines, a scale or a loss term.
 
 Margins without state are frozen dataclasses; those with state or parameters (``AdaCos``, ``AdaFace``, ``ASoftmax``,
 ``ClassMargin``, ``CurricularFace``, ``InterClassFilter``) are modules, whose state moves in training only and is part
-of their ``state_dict``. The state is best kept in float32 where the rest of a model is not. Activation checkpointing of
-the head itself runs its forward twice and so moves the state twice, as it does with batch normalisation.
+of their ``state_dict``. Keep the state in float32, also in a model of half precision. Activation checkpointing of the
+head itself runs its forward twice and so moves the state twice, as it does with batch normalisation.
 
 The margins that work on the angle take ``gradient``. ``"exact"`` is the derivative of the formula,
-d cos(theta + m) / d cos(theta) = sin(theta + m) / sin(theta). ``"straight_through"`` takes it as 1 and leaves the value
-alone, as current insightface does (characteristic gradient detachment in SphereFace Revived, Liu et al., 2022).
+d cos(theta + m) / d cos(theta) = sin(theta + m) / sin(theta). ``"straight_through"`` takes the derivative as 1 and does
+not change the value, as current insightface does (characteristic gradient detachment in SphereFace Revived, Liu et al.,
+2022).
 """
 
 from .adaptive import AdaCos, AdaFace, ElasticFace, MagFace

@@ -13,21 +13,23 @@ from .base import Margin, Rows
 
 @dataclass(frozen=True)
 class ElasticFace(Margin):
-    """A margin of its own for every sample at every step: cos(theta + m_i), or cos(theta) - m_i, m_i ~ N(m, std).
+    """A margin that is drawn anew for every sample at every step: psi = cos(theta + m_i), or cos(theta) - m_i,
+    with m_i ~ N(m, std).
 
     ElasticFace, Boutros et al., 2022 (arXiv 2109.09416). The authors train Arc with (m, std) = (0.5, 0.05), Cos with
     (0.35, 0.05), Arc+ with (0.5, 0.0175) and Cos+ with (0.35, 0.02). Nothing is learned or kept: margins are drawn
     whenever the loss is computed, in evaluation too.
 
     Args:
-        m, std: of the margins, in radians (``"arc"``, where cos(theta + m_i) is kept past pi) or units of cosine.
+        m, std: mean and standard deviation of the margins, in radians for ``"arc"`` (cos(theta + m_i) also past pi), in
+            units of cosine for ``"cos"``.
         kind: ``"arc"`` or ``"cos"``.
-        plus: False leaves the margins where they fell. ``"rank"`` is what the paper describes as ElasticFace+: the
-            smaller a sample's cosine to its centre, the larger its margin. ``"permutation"`` is what the authors' code
-            does in its place: sample i gets the r_i-th smallest margin, r being the indices that sort the cosines from
-            the largest down. Only rows that count are ranked.
+        plus: how margins are assigned to samples. False: as drawn. ``"rank"``: ElasticFace+ as the paper describes it,
+            the smaller a sample's cosine to its centre, the larger its margin. ``"permutation"``: as in the authors'
+            code, sample i gets the r_i-th smallest margin, where r = argsort of the cosines, descending. Only rows that
+            count are ranked.
         gradient: ``"exact"`` or ``"straight_through"`` (see the module).
-        generator: of the device of x; None takes the default one. torch.compile allows only None.
+        generator: a torch.Generator on the device of x; None: torch's default one. torch.compile allows only None.
 
     A margin called by itself, outside a head, ranks all of its rows.
     """
@@ -58,7 +60,7 @@ class ElasticFace(Margin):
         return torch.empty_like(like).normal_(self.m, self.std, generator=self.generator)
 
     def assign(self, margins: torch.Tensor, target_cos: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        """The margins in the order that ``plus`` asks for; those of rows that do not count stay."""
+        """The margins in the order of ``plus``; rows that do not count keep theirs."""
         if self.plus is False:
             return margins
         infinity = torch.full_like(margins, torch.inf)
@@ -86,26 +88,26 @@ class ElasticFace(Margin):
 
 class AdaFace(torch.nn.Module, Margin):
     """The larger the norm of a sample, the more its margin is additive and the less angular:
-    psi = cos(theta - m q) - (m + m q), q = h (|x| - mean) / (std + 0.001) held in [-1, 1].
+    psi = cos(theta - m q) - (m + m q), q = h (|x| - mean) / (std + 0.001) clamped to [-1, 1].
 
-    AdaFace, Kim et al., 2022 (arXiv 2204.00964). Norms are held in [0.001, 100] and carry no gradient; their mean and
-    standard deviation are running averages, moved in training before they are used.
+    AdaFace, Kim et al., 2022 (arXiv 2204.00964). Norms are clamped to [0.001, 100] and carry no gradient; their mean
+    and standard deviation are running averages, updated in training before they are used.
 
     Args:
         m: base margin, in [0, pi/2].
-        h: how far q spreads, above 0.
+        h: factor of the normalised norm, above 0.
         t_alpha: weight of the batch in the running averages, in [0, 1]; 0.01 is what the authors train with, although
             the default of their class is 1.
         gradient: ``"exact"``, as in the authors' repository, or ``"straight_through"``, as in their CVLface.
-        clip: theta - m q is held in [clip, pi - clip]; 0.001 in the authors' repository, None (unclipped) in CVLface.
-            There the gradient to the cosine is 0, the straight-through one apart.
+        clip: theta - m q is clamped to [clip, pi - clip]; 0.001 in the authors' repository, None (no clamp) in CVLface.
+            Where it is clamped the exact gradient to the cosine is 0.
 
     Attributes:
         batch_mean, batch_std: the running averages, scalar buffers that start at 20 and 100.
 
-    The averages are over the rows that count and whose norm is not NaN. A batch of one such row moves the mean alone,
-    since one sample has no deviation. The authors also hold every cosine within 0.001 of +-1 for the sake of half
-    precision, which the cosines here do not need.
+    The averages are over the rows that count and whose norm is not NaN. A batch of one such row updates the mean alone,
+    since one sample has no deviation. The authors also clamp every cosine to [-0.999, 0.999] because they compute it in
+    half precision; that is not needed here.
     """
 
     needs_cosine = True
@@ -157,16 +159,16 @@ class AdaFace(torch.nn.Module, Margin):
 
 @dataclass(frozen=True)
 class MagFace(Margin):
-    """The larger the norm of a sample, the larger its margin: psi = cos(theta + m(a)), a = |x| held in [l_a, u_a],
+    """The larger the norm of a sample, the larger its margin: psi = cos(theta + m(a)), a = |x| clamped to [l_a, u_a],
     m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a), and a term lambda_g (a / u_a^2 + 1 / a) that rewards large norms.
 
-    MagFace, Meng et al., 2021 (arXiv 2103.06627). The gradient reaches the norm, through the margin and the term alike,
-    except where it is held at l_a or u_a.
+    MagFace, Meng et al., 2021 (arXiv 2103.06627). The norm gets a gradient through the margin and through the term,
+    except where it is clamped.
 
     Args:
         l_a, u_a: range of the norms, 0 < l_a < u_a.
         l_m, u_m: margins in radians at its ends, in [0, pi/2].
-        lambda_g: weight of the term, at least 0; ``smallest_lambda_g`` says how large the paper's theory wants it.
+        lambda_g: weight of the term, at least 0; the paper's theory asks for at least ``smallest_lambda_g``.
         easy_margin: no margin from theta = pi/2 on, as the authors train; False continues past theta + m = pi with
             cos(theta) - m sin(m).
         gradient: to the cosine, ``"exact"`` or ``"straight_through"`` (see the module); to the norm it is exact.
@@ -193,11 +195,12 @@ class MagFace(Margin):
 
     @property
     def slope(self) -> float:
-        """What the margin gains for every unit of the norm."""
+        """The derivative of the margin to the norm, in radians."""
         return (self.u_m - self.l_m) / (self.u_a - self.l_a)
 
     def smallest_lambda_g(self, scale: float = 64.0) -> float:
-        """What lambda_g must reach for the paper's proof that each sample's loss has one best norm in the range."""
+        """The smallest lambda_g for which the paper proves that each sample's loss has one minimum over the norm in
+        [l_a, u_a]."""
         return scale * self.slope * self.u_a**2 * self.l_a**2 / (self.u_a**2 - self.l_a**2)
 
     def __call__(self, target_cos: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
@@ -212,11 +215,11 @@ class MagFace(Margin):
 
 
 class AdaCos(torch.nn.Module, Margin):
-    """No margin, and a scale of its own that takes the place of the head's: it starts at sqrt(2) log(C - 1) and follows
+    """No margin, but a scale that replaces the head's: it starts at sqrt(2) log(C - 1) and follows
     log(B) / cos(min(pi/4, median of theta)), B the mean over rows of the sum over the other classes of exp(s cos).
 
-    AdaCos, Zhang et al., 2019 (arXiv 1905.00292). In training the scale moves before it is used, from the statistics
-    under the scale before, which costs one more pass over the classes.
+    AdaCos, Zhang et al., 2019 (arXiv 1905.00292). In training the scale is updated before it is used, from statistics
+    computed with the previous scale; that takes one more pass over the classes.
 
     Args:
         num_classes: C, at least 3.
@@ -226,7 +229,7 @@ class AdaCos(torch.nn.Module, Margin):
         scale: scalar buffer.
 
     The median and the mean are over the rows that count and are not NaN; of an even number of angles the median is the
-    lower middle one. A scale that would not be positive and finite is not taken.
+    lower middle one. A new scale that is not positive and finite is discarded.
     """
 
     needs_cosine = True

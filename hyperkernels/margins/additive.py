@@ -73,8 +73,8 @@ class ArcFace(Margin):
 class CombinedMargin(Margin):
     """All three margins in one formula: psi = cos(m1 theta + m2) - m3, for every theta, past pi too.
 
-    ArcFace, Deng et al., 2019 (arXiv 1801.07698), section 2; the authors' combination, in MXNet, is (1, 0.3, 0.2). The
-    class of insightface's PyTorch code that takes the same three numbers is a switch between ArcFace and CosFace.
+    ArcFace, Deng et al., 2019 (arXiv 1801.07698), section 2; the authors' combination, in MXNet, is (1, 0.3, 0.2).
+    insightface's PyTorch class with the same three arguments computes either ArcFace or CosFace, never all three.
 
     Args:
         m1: factor of the angle, above 0.
@@ -112,11 +112,11 @@ class ClassMargin(torch.nn.Module, Margin):
     ``ClassMargin(torch.nn.Parameter(torch.empty(C).uniform_(0.3, 0.4)), reward=70.0)``.
 
     Args:
-        margins: [C], one a class: a tensor, which becomes a buffer, or a ``torch.nn.Parameter``, which is learned and
-            held in [0, 1]: in training it is put back into that range before it is used.
+        margins: [C], one for each class: a tensor, which becomes a buffer, or a ``torch.nn.Parameter``, which is
+            learned: in training the parameter is clamped to [0, 1], in place, before it is used.
         kind: ``"cos"``, in units of cosine, or ``"arc"``, in radians.
-        reward: lambda >= 0 of the term lambda * (1 - mean(margins)), which keeps learned margins from shrinking. It
-            belongs to every row's loss, so that the mean over rows adds it once.
+        reward: lambda >= 0 of the term lambda * (1 - mean(margins)), which keeps learned margins from shrinking. It is
+            added to the loss of every row, so that the mean over rows has it once.
         gradient, past_pi: as in ``ArcFace``, for ``"arc"``.
 
     Raises:

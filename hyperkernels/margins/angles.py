@@ -26,11 +26,11 @@ def angle(cos: torch.Tensor) -> torch.Tensor:
 
 
 def settle(cos: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The cosines in float64 of inputs of `dtype`, on the pole where they are within an angle of 2^-20 of it.
+    """The cosines (float64) of inputs of `dtype`, moved to 1 or -1 where the angle to that pole is below 2^-20.
 
     The gradient is the margin's slope, about 1 / theta, times w - cos(theta) x, a difference of that length which
-    float32 knows to some 6e-8. Nearer to the pole than 2^-20 it has no direction left, and the slope would magnify its
-    rounding to the size of a gradient; on the pole the slope is bounded.
+    float32 knows to some 6e-8. Below an angle of 2^-20 only rounding is left of this difference, and the slope would
+    magnify it to the size of a gradient. At the pole the slope is bounded.
     """
     if dtype == torch.float64:
         return cos
@@ -39,19 +39,20 @@ def settle(cos: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def trace(target_cos: torch.Tensor, gradient: str) -> torch.Tensor:
-    """The cosine that a formula is computed from: a constant where the gradient goes straight through."""
+    """The cosine that psi is computed from: detached if the gradient is straight-through."""
     return target_cos.detach() if gradient == "straight_through" else target_cos
 
 
 def carry(psi: torch.Tensor, target_cos: torch.Tensor, gradient: str) -> torch.Tensor:
-    """psi, of `trace(target_cos)`, given the derivative 1 to the cosine where the gradient goes straight through."""
+    """psi, which was computed from `trace(target_cos)`. If the gradient is straight-through, its derivative to the
+    cosine is set to 1."""
     return psi + (target_cos - target_cos.detach()) if gradient == "straight_through" else psi
 
 
 def add_angle(
     target_cos: torch.Tensor, m: float | torch.Tensor, gradient: str = "exact", past_pi: str = "wrap"
 ) -> torch.Tensor:
-    """cos(theta + m), m a number or [N] and then perhaps with gradient; `ArcFace` says what the options are."""
+    """cos(theta + m). m is a number or [N], with or without gradient. The options are those of `ArcFace`."""
     cos = trace(target_cos, gradient)
     cos_m: float | torch.Tensor
     sin_m: float | torch.Tensor
@@ -71,7 +72,8 @@ def add_angle(
 
 
 def known(values: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """bool [N]: the rows whose values may enter a running statistic. One NaN would stay there for good."""
+    """bool [N]: the rows whose values enter a running statistic: those that count and are not NaN, since a NaN would
+    never leave it."""
     return rows.counted & ~values.isnan()
 
 
@@ -81,7 +83,7 @@ def mean_over(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def follow(state: torch.Tensor, value: torch.Tensor, momentum: float, there: torch.Tensor) -> None:
-    """The running average moves to momentum * value + (1 - momentum) * state, where ``there`` is a value."""
+    """Set the running average to momentum * value + (1 - momentum) * state, if the scalar ``there`` is True."""
     state.copy_(torch.where(there, momentum * value + (1 - momentum) * state, state))
 
 

@@ -12,7 +12,7 @@ Callback = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Rows(NamedTuple):
-    """What a margin may look at, [N] each."""
+    """The rows, as a margin sees them, [N] each."""
 
     target_cos: torch.Tensor  # cosine between each sample and its own class centre; see `Margin.angular` for its dtype
     x_norm: torch.Tensor  # the sample's norm before normalisation
@@ -21,13 +21,12 @@ class Rows(NamedTuple):
 
 
 class Margin:
-    """What a head makes of its cosines. Every hook but ``__call__`` has a default; a plain function of the signature of
-    ``__call__`` serves as a margin too.
+    """How a head changes its cosines before the softmax. Every hook but ``__call__`` has a default. A plain function
+    with the signature of ``__call__`` is a margin too.
 
     A head calls ``negatives`` before its pass over the classes, ``target_logits`` and ``penalty`` after it, and, while
-    training, ``update`` before any of them uses the state. A margin that keeps state or parameters is a
-    ``torch.nn.Module`` as well, named first among its bases, and computes psi in ``forward``; its ``training`` flag
-    says whether it is updated.
+    training, ``update`` before any of them uses the state. A margin with a state or parameters is a ``torch.nn.Module``
+    as well, its first base class, and computes psi in ``forward``; it is updated while its ``training`` flag is set.
     """
 
     looks_ahead: bool = False  # needs the target's cosines before the pass over the classes
@@ -37,11 +36,12 @@ class Margin:
 
     @property
     def own_scale(self) -> torch.Tensor | None:
-        """A scalar that takes the place of the head's scale; a copy of any state, since autograd may keep it."""
+        """A scalar that replaces the head's scale, or None. Where it is a state, return a copy: autograd may keep the
+        tensor."""
         return None
 
     def check(self, classes: int, normalize_x: bool, normalize_weight: bool) -> None:
-        """Raise ValueError where the margin does not fit a head of so many classes that normalises so."""
+        """Raise ValueError where the margin does not fit a head with this number of classes and this normalisation."""
         if self.needs_cosine and not (normalize_x and normalize_weight):
             raise ValueError(f"margin {self} works on cosines: normalize_x and normalize_weight must be True")
 
@@ -50,22 +50,23 @@ class Margin:
         raise NotImplementedError
 
     def update(self, rows: Rows) -> None:
-        """Let the state follow the batch; without gradient."""
+        """Update the state from the batch; without gradient."""
 
     def update_scale(self, rows: Rows, statistics: ClassRowStatistics) -> None:
-        """Let ``own_scale`` follow the statistics taken under it; without gradient, while training, if
+        """Update ``own_scale`` from statistics that were computed with it; without gradient. Called in training, if
         ``adapts_scale``."""
 
     def negatives(self, rows: Rows) -> Negatives:
-        """What the other classes' cosines become; called, with rows that have no gradient, only if ``looks_ahead``."""
+        """The transform of the other classes' cosines. Called only if ``looks_ahead``, with rows that have no
+        gradient."""
         return COSINE
 
     def target_logits(self, rows: Rows, statistics: ClassRowStatistics) -> torch.Tensor:
-        """psi, from all that is known of the rows."""
+        """psi [N], from the rows and their statistics."""
         return self(rows.target_cos, rows.x_norm)
 
     def penalty(self, rows: Rows) -> torch.Tensor | None:
-        """A term of the margin's own, [N], added to the loss of each row."""
+        """A further term of the loss of each row, [N], or None."""
         return None
 
 

@@ -14,20 +14,20 @@ from .base import Callback, Margin, Rows, as_margin
 
 
 class CurricularFace(torch.nn.Module, Margin):
-    """ArcFace whose hard negatives, those with c_j > cos(theta_y + m), become c_j (T + c_j): light at first, weighty as
-    the running average T of the target's cosine grows.
+    """ArcFace whose hard negatives, those with c_j > cos(theta_y + m), become c_j (T + c_j): their weight grows with T,
+    the running average of the target's cosine.
 
     CurricularFace, Huang et al., 2020 (arXiv 2004.00288).
 
     Args:
         m: margin in radians, in [0, pi/2].
-        momentum: weight of the batch in T, in [0, 1]; 0.01 in the authors' code, 0.1 in TFace's.
+        momentum: weight of the batch in the running average T, in [0, 1]; 0.01 in the authors' code, 0.1 in TFace's.
         gradient: of the target's margin, ``"exact"`` or ``"straight_through"`` (see the module).
         past_pi: as in ``ArcFace``; the authors' is ``"linear"``.
 
     Attributes:
-        t: T, a scalar buffer that starts at 0. In training it moves before it is used, to the mean over the rows that
-            count and are not NaN.
+        t: T, a scalar buffer that starts at 0. In training it is updated before it is used, from the mean over the rows
+            that count and are not NaN.
     """
 
     needs_cosine = True
@@ -112,13 +112,13 @@ class NPCFace(Margin):
     """The harder a sample's hard negatives, the larger its margin: psi = cos(theta + m0 + m1 h) where cos(theta) > 0,
     else cos(theta), with h the mean cosine of the negatives above cos(theta + m), which become t c_j + a.
 
-    NPCFace, Zeng et al., 2020 (arXiv 2007.10172), with the constants of FaceX-Zoo. h carries no gradient; it is 0 where
-    there is no hard negative, and in a margin called by itself, outside a head.
+    NPCFace, Zeng et al., 2020 (arXiv 2007.10172), with the constants of FaceX-Zoo. h carries no gradient. It is 0 where
+    there is no hard negative, and where the margin is called directly, outside a head.
 
     Args:
-        m: what makes a negative hard, in radians, in [0, pi/2].
-        m0, m1: of the margin, in radians, in [0, pi/2].
-        t, a: of the hard negatives.
+        m: a negative is hard above cos(theta + m); in radians, in [0, pi/2].
+        m0, m1: constant part and slope of the margin, in radians, in [0, pi/2].
+        t, a: factor and offset of the hard negatives.
         gradient: ``"exact"`` or ``"straight_through"`` (see the module).
     """
 
@@ -156,8 +156,8 @@ class NPCFace(Margin):
 
 @dataclass(frozen=True)
 class CircleMargin(Margin):
-    """Weights that grow with the distance from the optimum: psi = [1 + m - c] (c - 1 + m), the others
-    [c_j + m] (c_j - m), brackets held at 0 from below and constant for the gradient.
+    """Weights that grow with the distance from the optimum: psi = [1 + m - c] (c - 1 + m), and the negatives become
+    [c_j + m] (c_j - m), where [.] is max(., 0) and constant for the gradient.
 
     Circle loss in its classification form, Sun et al., 2020 (arXiv 2002.10857). The scale, its gamma, is 256.
 
@@ -183,7 +183,7 @@ class CircleMargin(Margin):
 
 @dataclass(frozen=True)
 class ArcNegFace(Margin):
-    """ArcFace whose negatives are weighed by how near they come to psi: r c_j + r - 1 with
+    """ArcFace whose negatives have weights that fall with their distance from psi: c_j becomes r c_j + r - 1 with
     r = alpha exp(-(c_j - psi)^2 / sigma), constant for the gradient.
 
     ArcNegFace, Liu et al., 2019 (arXiv 1909.00632).
@@ -221,17 +221,17 @@ class ArcNegFace(Margin):
 
 
 class InterClassFilter(torch.nn.Module, Margin):
-    """A negative suspiciously near to a sample, c_j > threshold, may be the sample's own class under another label: its
-    cosine becomes 0, without gradient. It still counts exp(0) in the sum, as in insightface.
+    """A negative very near to a sample, c_j > threshold, may be the sample's own class under a wrong label: its cosine
+    becomes 0, without gradient. It still counts exp(0) in the sum, as in insightface.
 
     Partial FC, An et al., 2022 (arXiv 2203.15565), whose noisy sets are trained with 0.4.
 
     Args:
         threshold: cosine, in [-1, 1].
-        margin: what becomes of the target; any margin that leaves the negatives as they are, or a function.
+        margin: the margin of the target; any that does not transform the negatives, or a function.
 
     Raises:
-        ValueError: ``margin`` transforms the negatives itself.
+        ValueError: ``margin`` transforms the negatives.
     """
 
     looks_ahead = True

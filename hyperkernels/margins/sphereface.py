@@ -12,7 +12,8 @@ from .base import Margin, Rows
 
 
 def _monotone(cos: torch.Tensor, m: float) -> torch.Tensor:
-    """(-1)^k cos(m theta) - 2k with k = floor(m theta / pi): cos(m theta) made to fall from 0 to pi."""
+    """(-1)^k cos(m theta) - 2k with k = floor(m theta / pi): cos(m theta), continued so that it falls
+    on all of [0, pi]."""
     theta = m * angle(cos)
     k = (theta.detach() / math.pi).floor()
     return (1 - 2 * (k % 2)) * theta.cos() - 2 * k
@@ -130,13 +131,13 @@ class ASoftmax(torch.nn.Module, Margin):
     Args:
         m: factor of the angle, at least 1; the paper's is 4.
         base, gamma, power, lambda_min: the schedule, as the authors train it by default.
-        gradient: ``"exact"`` or ``"straight_through"`` (see the module). The Caffe layer rescales the two parts of its
-            gradient to unit length together, which is neither.
-        raw_norm: as in ``SphereFace``; the paper's own form, so True by default: the head needs ``normalize_x=False``
-            and ``scale=1.0``.
+        gradient: ``"exact"`` or ``"straight_through"`` (see the module). The Caffe layer divides the two
+            coefficients of its gradient by the root of the sum of their squares, which is neither.
+        raw_norm: as in ``SphereFace``. True is the paper's form and the default: the head then needs
+            ``normalize_x=False`` and ``scale=1.0``.
 
     Attributes:
-        iteration: int64 scalar, the training steps so far; a buffer.
+        iteration: int64 scalar buffer, the number of training steps so far.
     """
 
     angular = True
@@ -169,7 +170,7 @@ class ASoftmax(torch.nn.Module, Margin):
         self.iteration.add_(1)
 
     def annealing(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """lambda as it stands, a scalar."""
+        """The present lambda, a scalar."""
         falling = self.base * (1 + self.gamma * snapshot(self.iteration).to(dtype)) ** -self.power
         return falling.clamp_min(self.lambda_min)
 
