@@ -16,8 +16,8 @@ from ..kernels.margin_softmax.problem import ABSENT, IGNORED, OUTSIDE
 
 
 def check_classes(classes: Any, count: int, x: torch.Tensor) -> torch.Tensor:
-    """The sampled classes, checked. A check on a GPU would need a synchronisation: there they are clamped to [0, count),
-    and checked only with HYPERKERNELS_CHECK=1."""
+    """The sampled classes, checked. On a GPU a check would need a synchronisation: there they are clamped to
+    [0, count), and checked only with HYPERKERNELS_CHECK=1."""
     _check.tensor("classes", classes, (torch.int64,), dim=1)
     _check.same_device("classes", classes, "x", x)
     if classes.shape[0] == 0:

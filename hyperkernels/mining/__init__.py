@@ -1,8 +1,9 @@
-"""Miners: which pairs and triplets to train on, found without the matrix of similarities.
+"""Miners: they find the pairs and triplets to train on, without the matrix of similarities.
 
 ``miner(x, labels, ref=None, ref_labels=None, *, ids=None, ref_ids=None, similarity="cosine", ...)`` returns int64
 indices on the device of x, row by row: ``(a, p, n)``, triplets, or ``(a1, p, a2, n)``, positive pairs and negative
-pairs. Anchors number the rows of x; p and n those of ref, which is x where it is None. Nothing is differentiable.
+pairs. Anchors a are row numbers of x; p and n are row numbers of ref, or of x where ref is None. Nothing is
+differentiable.
 """
 
 from .lists import batch_easy_hard, multi_similarity, pair_margin

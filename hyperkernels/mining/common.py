@@ -1,4 +1,4 @@
-"""What the miners share: checked pairs with labels, bounds, pairs of chosen rows, and random numbers."""
+"""Shared by the miners: checked pairs with labels, bounds, the pairs of chosen rows, random numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..kernels.pair_mining.problem import PairProblem
 from ..kernels.pair_mining.reference import philox
 from ..pairs.pairs import Pairs
 
-# Where the work is cut into parts of rows: the elements of the temporaries of a part, and the least rows of one.
+# Rows are processed in parts: the elements of the temporaries of a part, and the smallest number of its rows.
 _PART, _SMALLEST_PART = 1 << 26, 1024
 
 Triplets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -20,7 +20,7 @@ PairLists = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def labelled_pairs(x: Any, labels: Any, ref: Any, ref_labels: Any, **options: Any) -> Pairs:
-    """Pairs of which every row and column has a label."""
+    """Pairs in which every row and column has a label."""
     _check.tensor("labels", labels, (torch.int64,), dim=1)
     if ref is not None:
         _check.tensor("ref_labels", ref_labels, (torch.int64,), dim=1)
@@ -28,7 +28,7 @@ def labelled_pairs(x: Any, labels: Any, ref: Any, ref_labels: Any, **options: An
 
 
 def above(value: torch.Tensor) -> torch.Tensor:
-    """The next larger number: u < above(t) is u <= t."""
+    """The next larger number: u < above(t) is the same as u <= t."""
     return torch.nextafter(value, torch.full_like(value, torch.inf))
 
 
@@ -39,7 +39,7 @@ def is_distance(similarity: str) -> bool:
 def problem_of_rows(
     pairs: Pairs, rows: torch.Tensor, select: str, lower: torch.Tensor | None, upper: torch.Tensor | None
 ) -> PairProblem:
-    """The pairs of those rows, which may repeat; bounds are [len(rows)]."""
+    """The problem restricted to these rows, which may repeat; the bounds are [len(rows)]."""
     p = pairs.problem(select)
 
     def take(v: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,8 @@ def problem_of_rows(
 
 
 def parts(total: int, pairs: Pairs) -> Iterator[slice]:
-    """Slices of range(total), so small that a number per row and column, or feature, of a part takes little memory."""
+    """Slices of range(total), so small that one number for each row and column (or feature) of a slice takes little
+    memory."""
     step = max(_SMALLEST_PART, _PART // max(pairs.m, pairs.x.shape[1], 1))
     return (slice(start, start + step) for start in range(0, total, step))
 
@@ -64,7 +65,7 @@ def seed_of(seed: int | None) -> int:
 
 
 def random_words(rows: torch.Tensor, columns: torch.Tensor, purpose: int, seed: int) -> list[torch.Tensor]:
-    """Four 32-bit numbers, as int64, of each (row, column): the same on every device. `purpose` keeps the streams of
-    one seed apart; the engine's own draws are purpose 0."""
+    """Four random 32-bit numbers, as int64, for each (row, column), the same on every device. Different values of
+    `purpose` give independent streams of one seed; 0 is that of the op `pair_sample`."""
     fill = torch.zeros_like(columns)
     return philox([columns, rows.expand_as(columns), fill, torch.full_like(columns, purpose)], seed)

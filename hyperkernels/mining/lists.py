@@ -1,4 +1,4 @@
-"""Miners of positive pairs and negative pairs with anchors of their own."""
+"""Miners that return positive pairs and negative pairs, each with its anchors."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def batch_easy_hard(
     ignore_label: int | None = None,
     multi_hot: bool = False,
 ) -> PairLists:
-    """One positive and one negative per anchor, easy or hard, or all of them (arXiv 1904.04370).
+    """One positive and one negative for each anchor, easy or hard, or all of them (arXiv 1904.04370).
 
     Args:
         x, labels, ref, ref_labels, ids, ref_ids, similarity, ignore_label, multi_hot: as in ``batch_hard``.
         pos_strategy: "hard", the least similar positive; "easy", the most similar; "semihard", the least similar of
             those more similar than the anchor's negative; "all", every positive pair.
         neg_strategy: "hard", the most similar negative; "easy", the least similar; "semihard", the most similar of
-            those less similar than the anchor's positive; "all", every negative pair. "semihard" goes with "easy" and
-            "hard" on the other side only.
-        allowed_pos_range, allowed_neg_range: (low, high); only pairs whose similarity, or distance where that is the
-            measure, is in this closed interval are looked at. "all" knows no range.
+            those less similar than the anchor's positive; "all", every negative pair. "semihard" on one side needs
+            "easy" or "hard" on the other.
+        allowed_pos_range, allowed_neg_range: (low, high); only pairs whose similarity (or distance, for the two
+            distances) is in this closed interval are considered. "all" ignores it.
 
     Returns:
-        (a1, p, a2, n), int64. Without "all" a1 and a2 are the anchors that have both. Beside "all" an anchor needs
-        only its own side.
+        (a1, p, a2, n), int64. If neither strategy is "all", a1 and a2 are the anchors that have both a positive and a
+        negative. Otherwise an anchor needs a pair on that side only.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -106,10 +106,11 @@ def multi_similarity(
     ignore_label: int | None = None,
     multi_hot: bool = False,
 ) -> PairLists:
-    """The pairs that the hardest of the other side shows to be informative (arXiv 1904.06627, its mining).
+    """The mining of the multi-similarity loss: pairs that are informative beside the hardest pair of the other kind
+    (arXiv 1904.06627).
 
-    A positive is kept where u_ap < max_n u_an + epsilon, a negative where u_an > min_p u_ap - epsilon; an anchor that
-    lacks positives or negatives keeps nothing.
+    A positive is kept where u_ap < max_n u_an + epsilon, a negative where u_an > min_p u_ap - epsilon; an anchor
+    without positives or without negatives keeps nothing.
 
     Args:
         x, labels, ref, ref_labels, ids, ref_ids, similarity, ignore_label, multi_hot: as in ``batch_hard``.
@@ -126,7 +127,7 @@ def multi_similarity(
         x, labels, ref, ref_labels, ids=ids, ref_ids=ref_ids, similarity=similarity, ignore_label=ignore_label,
         multi_hot=multi_hot,
     )  # fmt: skip
-    # Where a side is missing its extreme is infinite, and no pair of the other side is within the bound.
+    # Of a side without pairs the extreme is infinite, so that no pair of the other side is within the bound.
     hardest_positive = pairs.statistics("positive", extremes=True).min
     hardest_negative = pairs.statistics("negative", extremes=True).max
     positives = pairs.listed("positive", upper=hardest_negative + epsilon)
@@ -150,7 +151,7 @@ def pair_margin(
     ignore_label: int | None = None,
     multi_hot: bool = False,
 ) -> PairLists:
-    """The positive pairs that are less alike than one margin, and the negative pairs more alike than the other.
+    """The positive pairs with a similarity below one margin, and the negative pairs with one above another.
 
     Args:
         x, labels, ref, ref_labels, ids, ref_ids, similarity, ignore_label, multi_hot: as in ``batch_hard``.
@@ -176,7 +177,7 @@ def pair_margin(
 
 
 def _window(pairs: Pairs, name: str, allowed: Any, similarity: str) -> tuple[Limit, Limit]:
-    """The exclusive bounds on the similarity, scalars, of a closed range of similarities or distances."""
+    """A closed range of similarities or distances as exclusive bounds on the similarity, two scalars."""
     if allowed is None:
         return None, None
     if not isinstance(allowed, (tuple, list)) or len(allowed) != 2:
@@ -192,7 +193,7 @@ def _window(pairs: Pairs, name: str, allowed: Any, similarity: str) -> tuple[Lim
 
 
 def _tighter(of: Callable[..., torch.Tensor], first: Limit, second: Limit) -> Limit:
-    """Of two bounds, None being none."""
+    """The tighter of two bounds, of which None is no bound."""
     if first is None or second is None:
         return second if first is None else first
     return of(first, second)
@@ -204,7 +205,7 @@ def _extreme(pairs: Pairs, select: str, largest: bool, lower: Limit, upper: Limi
 
 
 def _side(pairs: Pairs, select: str, strategy: str, one: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Anchors and columns of one side, whatever the other side has."""
+    """Anchors and columns of one side, independent of the other side."""
     if strategy == "all":
         found = pairs.listed(select)
         return found.rows, found.columns

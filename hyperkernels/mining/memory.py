@@ -1,4 +1,4 @@
-"""A queue of the embeddings of past batches, to mine in."""
+"""A queue of the embeddings of past batches, to be mined."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .. import _check
 
 
 class CrossBatchMemory(torch.nn.Module):
-    """A ring of the last embeddings with their labels and ids (arXiv 1912.06798), for miners and losses as ``ref``.
+    """A ring buffer of the last embeddings with their labels and ids (arXiv 1912.06798), to be given to miners and
+    losses as ``ref``.
 
     ``ids = memory.enqueue(x, labels)`` and then ``miner(x, labels, memory.embeddings, memory.labels, ids=ids,
     ref_ids=memory.ids)``: the batch is in the memory, as its newest part, and by its ids no row is paired with itself,
@@ -18,12 +19,12 @@ class CrossBatchMemory(torch.nn.Module):
 
     Args:
         embedding_size: D.
-        memory_size: how many embeddings are kept.
-        dtype: of the embeddings; None: torch's default. Miners want that of their x.
+        memory_size: the number of embeddings that are kept.
+        dtype: of the embeddings; None: torch's default. Miners need the dtype of their x.
         device: where the memory lies; it moves with the module.
 
-    The state_dict is complete: a memory that loads it continues as the one that saved it. Under
-    ``DistributedDataParallel`` set ``broadcast_buffers=False``, or every rank gets the memory of the first.
+    The state_dict is complete: a memory that loads it continues where the saved one stopped. Under
+    ``DistributedDataParallel`` set ``broadcast_buffers=False``, or every rank gets the memory of rank 0.
     """
 
     _embeddings: torch.Tensor
@@ -47,12 +48,12 @@ class CrossBatchMemory(torch.nn.Module):
 
     @property
     def filled(self) -> int:
-        """How many embeddings are in the memory."""
+        """The number of embeddings in the memory."""
         return self._filled
 
     @property
     def embeddings(self) -> torch.Tensor:
-        """[filled, embedding_size]: a view of the memory, which the next ``enqueue`` writes over."""
+        """[filled, embedding_size], a view: the next ``enqueue`` changes it."""
         return self._embeddings[: self._filled]
 
     @property
@@ -67,12 +68,13 @@ class CrossBatchMemory(torch.nn.Module):
 
     @torch.no_grad()
     def enqueue(self, x: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Write a batch over the oldest embeddings; of one larger than the memory the last rows are kept.
+        """Write a batch over the oldest embeddings. Of a batch larger than the memory the last rows are kept.
 
         Args:
             x: [N, embedding_size]; detached, and rounded to the dtype of the memory.
             labels: [N] int64.
-            ids: [N] int64; None: numbers that run on from batch to batch, from 0. Give them always or never.
+            ids: [N] int64; None: consecutive numbers from 0, continued from batch to batch. Give ids in every call or
+                in none.
 
         Returns:
             The ids of the batch, [N].
@@ -106,7 +108,8 @@ class CrossBatchMemory(torch.nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *messages: list[str]
     ) -> None:
-        """The whole of a state, or of one that does not fit nothing: a pointer is of no use beside another ring."""
+        """Load a state as a whole. If a part does not fit, load nothing: the write position is meaningless for another
+        buffer."""
         faults = self._faults(state_dict, prefix)
         if faults:
             messages[-1].extend(faults)
@@ -114,7 +117,8 @@ class CrossBatchMemory(torch.nn.Module):
             super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *messages)
 
     def _faults(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
-        """What keeps the memory from taking the state; one that has nothing of a memory leaves it as it is."""
+        """The reasons why the state cannot be loaded. A state without any entry of a memory leaves the memory
+        unchanged."""
         own = {**self._buffers, "_extra_state": self.get_extra_state()}
         if not any(prefix + name in state_dict for name in own):
             return []

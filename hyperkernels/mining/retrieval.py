@@ -1,4 +1,4 @@
-"""Miners that give every query a fixed number of negatives, and keep what they cost to one top-k."""
+"""Miners that give every query a fixed number of negatives, each by one top-k."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .common import above, labelled_pairs, random_words, seed_of
 
 
 class HardNegatives(NamedTuple):
-    """Of every query; see ``mine_hard_negatives``."""
+    """The negatives of every query; see ``mine_hard_negatives``."""
 
     indices: torch.Tensor  # [Q, num_negatives] int64, -1 where there are fewer
     scores: torch.Tensor  # [Q, num_negatives], -inf there
@@ -38,16 +38,17 @@ def topk_negatives(
     ignore_label: int | None = None,
     multi_hot: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k most similar negatives of every row within a window of similarities, filtered inside the top-k.
+    """The k most similar negatives of every row with a similarity between two bounds; filters apply before the top-k is
+    taken.
 
     Args:
         x, labels, ref, ref_labels, ids, ref_ids, similarity, ignore_label, multi_hot: as in ``batch_hard``.
         k: how many, at least 0.
-        lower, upper: numbers, scalars or [N]; only lower < similarity < upper counts. Similarities by distance are
-            minus the distance.
+        lower, upper: numbers, scalars or [N]; only pairs with lower < similarity < upper count. For distances the
+            similarity is minus the distance.
 
     Returns:
-        (values [N, k], falling; indices [N, k] int64, the lowest first where values are equal). -inf and -1 where a
+        (values [N, k], descending; indices [N, k] int64, the lowest first where values are equal). -inf and -1 where a
         row has fewer.
 
     Raises:
@@ -83,36 +84,38 @@ def mine_hard_negatives(
     ref_ids: torch.Tensor | None = None,
     similarity: str = "cosine",
 ) -> HardNegatives:
-    """Hard negatives for retrieval, by the names and rules of ``sentence_transformers.util.mine_hard_negatives``.
+    """Hard negatives for retrieval, with the argument names and rules of
+    ``sentence_transformers.util.mine_hard_negatives``.
 
-    There the filters thin out the top-k after it is taken; here they are within it, so that every query gets as many
-    negatives as the documents hold. A document is a candidate where it is none of the query's positives and its score
-    passes every filter that is given. Positives that no labels express are dropped from the best k + P candidates, P
-    being the most that a query has: at most P of these are its own, so that none of the best k others is missed.
+    There the filters remove entries of a top-k; here they apply before it, so that a query gets fewer negatives only if
+    the documents have no more. A document is a candidate if it is not a positive of the query and its score passes
+    every given filter. Positives that are given as indices are removed from the best k + P candidates, where P is the
+    largest number of positives of a query: at most P of these are positives, so the best k others are all there.
 
     Args:
         queries: [Q, D]; float64, float32, bfloat16 or float16.
         documents: [M, D] of the dtype of queries; None: queries themselves, none of which is its own candidate.
         positives: [Q] or [Q, P] int64, indices of the query's documents, padded with -1.
-        labels, ref_labels: [Q] and [M] int64 in place of positives, which then are the documents of the same label.
-        range_min: how many of the best candidates are passed over.
-        range_max: only that many of the best candidates are drawn from, the passed over included. None: as many as it
-            takes for "top"; for "random" sentence-transformers' range_min + 10 * num_negatives + P with a max_score or
-            a margin, range_min + num_negatives + P otherwise.
-        max_score, min_score: candidates have min_score <= score <= max_score. Scores by distance are minus the
+        labels, ref_labels: [Q] and [M] int64, instead of positives: the positives are then the documents of the same
+            label.
+        range_min: the number of best candidates that are skipped.
+        range_max: negatives are taken from this number of best candidates, the skipped ones included. None: as many as
+            "top" needs; for "random", as in sentence-transformers, range_min + 10 * num_negatives + P with a max_score
+            or a margin, range_min + num_negatives + P otherwise.
+        max_score, min_score: candidates have min_score <= score <= max_score. For distances the score is minus the
             distance.
         absolute_margin: candidates have score <= p - absolute_margin, p the lowest score of the query's positives.
         relative_margin: candidates have score <= p - |p| * relative_margin.
-        num_negatives: how many each query gets, at least 1.
-        sampling_strategy: "top", the best candidates; "random", drawn alike and without replacement from
+        num_negatives: the number for each query, at least 1.
+        sampling_strategy: "top", the best candidates; "random", drawn uniformly and without replacement from
             range_min .. range_max.
-        seed: of "random"; the draw depends on it, the query's number and the document's. None: one from torch's
-            default generator.
-        ids, ref_ids: int64 numbers of the samples; a document of the query's id is no candidate.
+        seed: for "random"; the draw is a function of the seed, the query's index and the document's. None: a seed from
+            torch's default generator.
+        ids, ref_ids: int64 numbers of the samples; a document with the query's id is not a candidate.
         similarity: "cosine", "dot", "euclidean" or "squared_euclidean".
 
     Returns:
-        ``HardNegatives``: indices [Q, num_negatives] in falling score, scores, and positive_scores [Q].
+        ``HardNegatives``: indices [Q, num_negatives] by descending score, scores, and positive_scores [Q].
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -184,19 +187,20 @@ def semi_hard_pool(
     bank_ids: torch.Tensor | None = None,
     similarity: str = "cosine",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negatives drawn alike from the most similar rows of a bank (InterCLR, arXiv 2008.11702).
+    """Negatives drawn uniformly from the most similar rows of a memory bank (InterCLR, arXiv 2008.11702).
 
     Args:
         x, labels: as in ``batch_hard``.
-        bank, bank_labels: [M, D] and [M]; None: x itself, where no row is its own.
-        pool: how many of the most similar rows of the bank, of whatever label, are drawn from; those of the same label
-            are then rejected.
-        num_negatives: how many are drawn, without replacement.
-        seed: None: one from torch's default generator. The draw depends on it, the row's number and the bank row's.
+        bank, bank_labels: [M, D] and [M]; None: x itself, where no row is its own negative.
+        pool: the number of most similar rows of the bank, of any label, from which negatives are drawn; rows of the
+            same label are then rejected.
+        num_negatives: the number drawn, without replacement.
+        seed: the draw is a function of the seed, the row's index and the bank row's. None: a seed from torch's default
+            generator.
         ids, bank_ids, similarity: as ids, ref_ids and similarity in ``batch_hard``.
 
     Returns:
-        (values [N, num_negatives], falling; indices [N, num_negatives] int64). -inf and -1 where the pool holds fewer.
+        (values [N, num_negatives], descending; indices [N, num_negatives] int64). -inf and -1 where the pool has fewer.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -214,7 +218,7 @@ def semi_hard_pool(
 
 
 def _check_embeddings(name: str, x: Any, ref_name: str, ref: Any) -> None:
-    """By their own names, where these are not x and ref."""
+    """Check embeddings whose argument names are not x and ref."""
     _check.tensor(name, x, _check.FLOAT_DTYPES, dim=2)
     if ref is not None:
         _check.tensor(ref_name, ref, (x.dtype,), dim=2)
@@ -240,7 +244,7 @@ def _check_bank(bank: torch.Tensor | None, bank_labels: Any, ids: Any, bank_ids:
 
 
 def _top_k(pairs: Pairs, select: str, k: int, lower: Bound, upper: Bound) -> tuple[torch.Tensor, torch.Tensor]:
-    """k columns, of which the engine computes no more than there can be."""
+    """The best k columns; the op is asked for no more than there are."""
     values, indices = pairs.top_k(select, min(k, pairs.m), lower, upper)
     return _padded(values, indices, k)
 
@@ -261,7 +265,7 @@ def _without(values: torch.Tensor, indices: torch.Tensor, drop: torch.Tensor) ->
 
 
 def _draw(values: torch.Tensor, indices: torch.Tensor, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """k entries of each row, alike and without replacement, in their order; those of index -1 come last."""
+    """k entries of each row, drawn uniformly without replacement, in their order; entries with index -1 come last."""
     rows = torch.arange(len(indices), device=indices.device)[:, None]
     words = random_words(rows, indices.clamp_min(0), 1, seed)
     key = torch.where(indices >= 0, (words[0] << 31) | (words[1] >> 1), -1)
@@ -294,7 +298,7 @@ def _cap(
     absolute_margin: float | None,
     relative_margin: float | None,
 ) -> torch.Tensor:
-    """The largest score that a candidate may have, [Q]; a query without positives has no margin to keep."""
+    """The largest allowed score of a candidate, [Q]; for a query without positives the margins set no limit."""
     cap = _full(pairs, "max_score", torch.inf if max_score is None else max_score)
     some = positive_scores != torch.inf
     p = torch.where(some, positive_scores, 0)

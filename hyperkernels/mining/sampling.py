@@ -1,4 +1,4 @@
-"""Negatives sampled by their distance."""
+"""Negatives sampled with weights that depend on their distance."""
 
 from __future__ import annotations
 
@@ -30,27 +30,28 @@ def distance_weighted(
     ignore_label: int | None = None,
     multi_hot: bool = False,
 ) -> Triplets:
-    """Triplets whose negatives are drawn by the inverse density of their distance (arXiv 1706.07567).
+    """Triplets whose negatives are drawn with the inverse density of their distance as weight (arXiv 1706.07567).
 
-    A negative at the distance d of the unit vectors has the weight w(d) ^ (1 / temperature),
-    log w(d) = (2 - dim) log d - (dim - 3) / 2 log(1 - d^2 / 4), d at least ``cutoff``. The draw is made in logarithms
-    and row by row, so that no row's weights vanish beside another's: every anchor that has a positive and, nearer than
-    ``nonzero_loss_cutoff``, a negative, gets all its triplets.
+    A negative at distance d (of unit vectors) has the weight w(d) ^ (1 / temperature), log w(d) = (2 - dim) log d -
+    (dim - 3) / 2 log(1 - d^2 / 4), d at least ``cutoff``. Weights are compared as logarithms within a row, so that none
+    underflows: every anchor with a positive, and with a negative nearer than ``nonzero_loss_cutoff``, gets all its
+    triplets.
 
     Args:
         x, labels, ref, ref_labels, ids, ref_ids, ignore_label, multi_hot: as in ``batch_hard``; rows are normalised.
-        cutoff: nearer negatives weigh as those of this distance; greater than 0.
-        nonzero_loss_cutoff: negatives of this distance and beyond are not drawn; None: all are. Greater than cutoff.
+        cutoff: nearer negatives have the weight of this distance; greater than 0.
+        nonzero_loss_cutoff: only nearer negatives are drawn; None: all. Greater than cutoff.
         temperature: greater than 0; a larger one draws more evenly. In many dimensions nearly all the weight of a row
             is on its nearest negatives.
         dim: the number of dimensions in the formula; None: D.
-        positives: "uniform", drawn alike with replacement, or "each", one after the other.
-        draws: how many triplets every anchor gets: a number, [N] int64, or None: as many as it has positives.
+        positives: "uniform", drawn uniformly with replacement, or "each", one after the other.
+        draws: the number of triplets of each anchor: a number, [N] int64, or None: as many as it has positives.
             PyTorch Metric Learning draws one more where ref is None.
-        seed: None: one from torch's default generator. The draw depends on it and on the pair's numbers only.
+        seed: the draw is a function of the seed and of the indices of the pair. None: a seed from torch's default
+            generator.
 
     Returns:
-        (a, p, n), [K] int64 each, a rising.
+        (a, p, n), [K] int64 each, ordered by a.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.

@@ -1,4 +1,4 @@
-"""Miners of triplets: the hardest, the semi-hard, and all that a margin selects."""
+"""Miners of triplets: the hardest, the semi-hard, and all within a margin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("all", "hard", "semihard", "easy")
 
 
 class TripletCounts(NamedTuple):
-    """Of every positive pair (a, p), [K] each: how many negatives make a triplet of it."""
+    """For every positive pair (a, p), [K] each, the number of negatives that make a triplet with it."""
 
     a: torch.Tensor
     p: torch.Tensor
@@ -43,14 +43,14 @@ def batch_hard(
     Args:
         x: embeddings [N, D]; float64, float32, bfloat16 or float16.
         labels: [N] int64, any values.
-        ref, ref_labels: [M, D] of the dtype of x, and [M]; None: x itself, where no row is a pair with itself.
-        ids, ref_ids: int64 numbers of the samples; rows of equal ids are no pair.
+        ref, ref_labels: [M, D] of the dtype of x, and [M]; None: x itself, where no row is paired with itself.
+        ids, ref_ids: int64 numbers of the samples; rows of equal ids are not paired.
         similarity: "cosine", "dot", "euclidean" or "squared_euclidean".
         ignore_label: rows and columns of this label have no pairs.
-        multi_hot: labels are sets of up to 64 bits; two are equal where they share one.
+        multi_hot: labels are sets of up to 64 bits; a pair is positive if they share a bit.
 
     Returns:
-        (a, p, n), [K] int64 each, a rising; the lowest index where several are equally similar.
+        (a, p, n), [K] int64 each, ordered by a; the lowest index where several are equally similar.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -84,7 +84,7 @@ def semi_hard(
 
     Args:
         x, labels, ref, ref_labels, ids, ref_ids, similarity, ignore_label, multi_hot: as in ``batch_hard``.
-        fallback: what a positive pair gets where every negative is at least as similar: "none" leaves it out,
+        fallback: what is returned for a positive pair if every negative is at least as similar: "none" leaves it out,
             "easiest" takes the anchor's least similar negative, as TensorFlow Addons and sentence-transformers do.
 
     Returns:
@@ -128,12 +128,12 @@ def triplet_margin(
     Args:
         x, labels, ref, ref_labels, ids, ref_ids, similarity, ignore_label, multi_hot: as in ``batch_hard``.
         margin: any number.
-        type_of_triplets: "all", g <= margin; "hard", those of g <= 0 as well; "semihard", 0 < g <= margin; "easy",
+        type_of_triplets: "all", g <= margin; "hard", g <= margin and g <= 0; "semihard", 0 < g <= margin; "easy",
             g > margin. The similarity of the negative is compared with u_ap - margin, rounded once.
 
     Returns:
-        (a, p, n), [K] int64 each, ordered by (a, p, n). Nothing larger than them is held, however many triplets there
-        are of other kinds; where even they are too many, ``triplet_counts`` has their numbers.
+        (a, p, n), [K] int64 each, ordered by (a, p, n). Memory is proportional to K, whatever the number of triplets of
+        other kinds. If K is too large, use ``triplet_counts``.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -144,7 +144,7 @@ def triplet_margin(
     )  # fmt: skip
     rows, columns = found.rows, found.columns
     lower, upper = _window(type_of_triplets, found.similarities, margin)
-    # Pairs of which not even the extreme negative is within the window are left out before the others are listed.
+    # Pairs without any negative within the bounds are left out before the others are listed.
     extremes = pairs.statistics("negative", extremes=True)
     some = extremes.count[rows] > 0
     if lower is not None:
@@ -180,7 +180,8 @@ def triplet_counts(
     ignore_label: int | None = None,
     multi_hot: bool = False,
 ) -> TripletCounts:
-    """How many triplets ``triplet_margin`` would list for every positive pair, in one or two passes over the pairs.
+    """The number of triplets that ``triplet_margin`` would list for every positive pair, in one or two passes over the
+    pairs.
 
     Args:
         x, labels, ref, ref_labels, margin, type_of_triplets, ids, ref_ids, similarity, ignore_label, multi_hot: as in
@@ -207,7 +208,7 @@ def triplet_counts(
 
 
 def _positives(kind: Any, margin: Any, *batch: Any, **options: Any) -> tuple[Pairs, Listed, float]:
-    """The pairs, the listed positive ones of which triplets are made, and the margin, all checked."""
+    """The checked pairs, the listed positive pairs, and the checked margin."""
     _check.choice("type_of_triplets", kind, KINDS)
     margin = _check.number("margin", margin)
     pairs = labelled_pairs(*batch, **options)
@@ -215,7 +216,7 @@ def _positives(kind: Any, margin: Any, *batch: Any, **options: Any) -> tuple[Pai
 
 
 def _window(kind: str, positive: torch.Tensor, margin: float) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Between what, exclusively, the negatives' similarities lie in triplets of that kind."""
+    """The exclusive bounds on the similarities of the negatives in triplets of that kind."""
     if kind == "easy":
         return None, positive - margin
     least = positive - (min(margin, 0.0) if kind == "hard" else margin)
@@ -223,7 +224,7 @@ def _window(kind: str, positive: torch.Tensor, margin: float) -> tuple[torch.Ten
 
 
 def _at_least(pairs: Pairs, found: Listed, least: torch.Tensor) -> torch.Tensor:
-    """For each positive pair how many negatives of its row are at least that similar, [K] int64."""
+    """For each positive pair the number of negatives of its row that are at least that similar, [K] int64."""
     order = rising(found, least)
     running = pairs.binned("negative", below(least[order]), found.offsets)[0].cumsum(0)
     last = found.offsets[1:][found.rows] + found.rows

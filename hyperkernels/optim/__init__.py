@@ -1,5 +1,5 @@
-"""Optimisers of class centres: only the rows that have a gradient move, and each keeps a state of its own. Optimisers
-of points on the sphere: every vector moves along it."""
+"""Optimisers of class centres, which update only the rows that have a gradient and keep a state for each row; and
+optimisers of points on the unit sphere, which stay on it."""
 
 from .adamw import AdamW
 from .clip import clip_grad_norm_

@@ -10,23 +10,24 @@ from .optimizer import RowOptimizer, Update, check_moments
 
 
 class AdamW(RowOptimizer):
-    """AdamW (Loshchilov and Hutter, 2019) with moments and a step count of each row's own.
+    """AdamW (Loshchilov and Hutter, 2019) with separate moments and a separate step count for each row.
 
     With a dense gradient it is ``torch.optim.AdamW``. With a sparse one (COO, sparse in the first dimension; coalesced
-    or not) only the rows that the gradient holds move: the others neither decay nor drift, and the bias of a row's
-    moments is corrected by the updates that this row has had.
+    or not) only the rows in the gradient are updated: the others neither decay nor drift, and the bias of a row's
+    moments is corrected by the number of updates of that row.
 
     Args:
         params: parameters, named parameters or parameter groups; float64, float32, bfloat16 or float16.
-        lr: learning rate, a number or a tensor of one element, which is never waited for on a GPU.
+        lr: learning rate, a number or a tensor of one element. On a GPU the tensor is read on the device, without
+            synchronisation.
         betas: decay of the two moments, each in [0, 1).
         eps: added to the root of the second moment, at least 0.
-        weight_decay: decoupled decay, at least 0, of the rows that move.
+        weight_decay: decoupled decay, at least 0, of the rows that are updated.
         amsgrad: must be False.
         maximize: ascend instead.
 
-    State of a parameter: ``step`` [rows] int32, the updates of each row; ``exp_avg`` and ``exp_avg_sq``, of the
-    parameter's shape, in float32 (float64 for float64 parameters).
+    State of a parameter: ``step`` [rows] int32, the number of updates of each row; ``exp_avg`` and ``exp_avg_sq``, of
+    the parameter's shape, in float32 (float64 for float64 parameters).
 
     Raises:
         TypeError, ValueError: a wrong argument, named.

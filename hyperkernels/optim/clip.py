@@ -6,7 +6,7 @@ import torch
 
 
 def gradient_values(parameter: torch.Tensor) -> torch.Tensor:
-    """The numbers of its gradient, to be written in place; a sparse one is coalesced first."""
+    """The values of the parameter's gradient, which may be changed in place; a sparse gradient is coalesced first."""
     gradient = parameter.grad
     assert gradient is not None
     if gradient.layout != torch.sparse_coo:
@@ -23,18 +23,18 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> torch.Tensor:
-    """``torch.nn.utils.clip_grad_norm_`` that takes sparse gradients as well, which torch's refuses.
+    """``torch.nn.utils.clip_grad_norm_`` for dense and sparse gradients; torch's refuses sparse ones.
 
     Args:
-        parameters: one or several; those without a gradient take no part. A sparse gradient that is not coalesced is
-            replaced by the same, coalesced.
-        max_norm: the largest norm that all gradients may have together.
+        parameters: one or several; those without a gradient are left out. A sparse gradient that is not coalesced is
+            replaced by its coalesced form.
+        max_norm: the largest norm of all gradients together.
         norm_type: p of the norm; ``inf`` for the largest magnitude.
         error_if_nonfinite: raise RuntimeError where the norm is NaN or infinite.
         foreach: as torch's.
 
     Returns:
-        The norm that all gradients had together, a scalar.
+        The norm of all gradients together before clipping, a scalar.
     """
     parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
     gradients = [gradient_values(parameter) for parameter in parameters if parameter.grad is not None]

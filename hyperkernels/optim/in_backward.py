@@ -10,14 +10,14 @@ from .optimizer import RowOptimizer, Scaling
 
 
 class _Receiver:
-    """Applies the gradient of each chunk of rows as it comes."""
+    """Applies the gradient of each chunk of rows as soon as it is computed."""
 
     def __init__(self, weight: torch.Tensor, optimizer: RowOptimizer, chunk_classes: int | None, scaler: Any) -> None:
         self.weight, self.optimizer, self.chunk_classes, self.scaler = weight, optimizer, chunk_classes, scaler
         self.scaling = Scaling()
 
     def _group(self) -> dict[str, Any]:
-        # Looked up each time: a checkpoint, once loaded, puts other groups in place.
+        # Looked up each time: loading a checkpoint replaces the groups.
         for group in self.optimizer.param_groups:
             if any(parameter is self.weight for parameter in group["params"]):
                 return group
@@ -66,8 +66,8 @@ def update_in_backward(
     """Update the weight of a class head within its backward, a chunk of classes at a time.
 
     The heads of this package (``hk.nn``, ``hk.margin_softmax_loss``, ``hk.sface_loss``, ...) then compute the gradient
-    of the weight chunk by chunk, and the optimizer applies each at once: the gradient of the whole weight never exists,
-    and ``weight.grad`` stays None. The steps are those of ``optimizer.step()`` after the backward.
+    of the weight chunk by chunk, and the optimizer applies each chunk at once: the gradient of the whole weight never
+    exists, and ``weight.grad`` stays None. The steps are those of ``optimizer.step()`` after the backward.
 
         handle = hk.optim.update_in_backward(head.weight, optimizer)
         loss = head(backbone(images), labels)
@@ -77,21 +77,21 @@ def update_in_backward(
 
     Args:
         weight: the parameter of a head, [C * sub_centers, D] and contiguous.
-        optimizer: an ``hk.optim`` optimizer that has it. Its group's options are read in each backward, so schedulers
-            work on.
-        chunk_classes: classes in a chunk, rounded down to whole tiles of the kernels, at least one; None makes chunks
-            whose gradient takes 64 MiB.
-        scaler: the ``torch.amp.GradScaler`` that scales the loss, if one does. Gradients are unscaled by it. Where one
-            is not finite, its chunk and those after it are left out, and the gradient of x is made infinite, so that
-            the scaler lowers its scale. Call ``scaler.step`` only with an optimizer that has other parameters too.
+        optimizer: an ``hk.optim`` optimizer that holds the weight. The options of its group are read in each backward,
+            so schedulers work as usual.
+        chunk_classes: classes in a chunk, at least 1, rounded down to whole tiles of the kernels; None: as many as make
+            a gradient of 64 MiB.
+        scaler: the ``torch.amp.GradScaler`` that scales the loss, or None. It unscales the gradients. Where one is not
+            finite, its chunk and those after it are left out, and the gradient of x is made infinite, so that the
+            scaler lowers its scale. Call ``scaler.step`` only with an optimizer that has other parameters too.
 
     Returns:
         A handle; ``handle.remove()`` ends it.
 
     Every backward updates: accumulation over several batches is not possible, nor is clipping by the norm of a gradient
     that never exists. A second backward after one forward (``retain_graph``), a second forward before its backward, and
-    ``create_graph`` raise RuntimeError. ``torch.autograd.grad`` of other tensors updates nothing. What other functions
-    than the heads add to ``weight.grad`` is left to ``optimizer.step()``. The cosines are not kept for the backward,
+    ``create_graph`` raise RuntimeError. ``torch.autograd.grad`` of other tensors updates nothing. A gradient that other
+    functions add to ``weight.grad`` is applied by ``optimizer.step()``. The cosines are not kept for the backward,
     whatever ``workspace`` says.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the optimisers share: the rows of a gradient, the state of each row, loss scaling and checkpoints."""
+"""The base class of the optimisers: the rows of a gradient, the state of each row, loss scaling, checkpoints."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..kernels.optim.problem import RowGradient
 
 
 class Scaling(NamedTuple):
-    """What a gradient scaler says: one number each on the device of the weight, or None."""
+    """What a gradient scaler provides, one number each on the device of the weight, or None."""
 
     grad_scale: torch.Tensor | None = None
     found_inf: torch.Tensor | None = None
 
 
 class Update(NamedTuple):
-    """The arguments of an op that both optimisers have."""
+    """The arguments that the ops of both optimisers share."""
 
     weight: torch.Tensor
     state: dict[str, torch.Tensor]
@@ -28,7 +28,7 @@ class Update(NamedTuple):
 
 
 def _matrix(tensor: torch.Tensor) -> torch.Tensor:
-    """[rows, whatever one row holds], contiguous: a view wherever the tensor is contiguous."""
+    """The tensor as [rows, numbers in a row], contiguous: a view if the tensor is contiguous."""
     rows = tensor.shape[0] if tensor.dim() else 1
     return tensor.detach().contiguous().view(rows, tensor.numel() // max(rows, 1))
 
@@ -36,7 +36,7 @@ def _matrix(tensor: torch.Tensor) -> torch.Tensor:
 def numbers_on(
     device: torch.device, lr: float | torch.Tensor, scaling: Scaling
 ) -> tuple[torch.Tensor | None, Scaling, float]:
-    """lr_tensor, scaling and lr as the ops take them. A rate on another device than the CPU is not waited for."""
+    """lr_tensor, scaling and lr in the form of the ops. A learning rate on a GPU is not read on the host."""
     waits = isinstance(lr, torch.Tensor) and "cpu" not in (lr.device.type, device.type)
     moved = Scaling(*(None if t is None else t.to(device, non_blocking=True) for t in scaling))
     if waits:
@@ -68,27 +68,27 @@ def check_moments(group: dict[str, Any]) -> None:
 class RowOptimizer(torch.optim.Optimizer):
     """An optimiser whose parameters keep their state row by row (a row is an index of the first dimension).
 
-    A sparse COO gradient, sparse in its first dimension, updates the rows that it holds and nothing else; a dense one
-    updates all. ``state[p]["step"]`` [rows] counts the updates of every row.
+    A sparse COO gradient, sparse in its first dimension, updates only the rows that it holds; a dense one updates all
+    rows. ``state[p]["step"]`` [rows] is the number of updates of each row.
     """
 
-    # GradScaler then leaves grad_scale and found_inf here instead of waiting for the device.
+    # With this GradScaler hands over grad_scale and found_inf, and does not wait for the device.
     _step_supports_amp_scaling = True
 
     def _check_options(self, group: dict[str, Any]) -> None:
-        """Raise where an option of a group cannot be."""
+        """Raise where an option of a group is not allowed."""
         raise NotImplementedError
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """The tensors of state, of the parameter's shape, that a parameter of the group has."""
+        """The names of the state tensors that have the shape of the parameter."""
         raise NotImplementedError
 
     def _apply(self, update: Update, group: dict[str, Any]) -> None:
-        """Write weight and state in place."""
+        """Update weight and state in place."""
         raise NotImplementedError
 
     def _count(self, parameter: torch.Tensor, group: dict[str, Any]) -> int:
-        """How many rows a parameter has."""
+        """The number of rows of a parameter."""
         return parameter.shape[0] if parameter.dim() else 1
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ class RowOptimizer(torch.optim.Optimizer):
                 tensor.copy_(matrices[name].view(tensor.shape))
 
     def _state_of(self, parameter: torch.Tensor, group: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The state that an update of the parameter takes, zero where it is new."""
+        """The state for an update of the parameter, made of zeros the first time."""
         state = self.state[parameter]
         if "step" not in state:
             state["step"] = torch.zeros(self._count(parameter, group), dtype=torch.int32, device=parameter.device)
@@ -185,10 +185,10 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, except that state keeps its dtype where torch would round it to the parameter's. A state of the
-        optimiser of the same name in ``torch.optim`` is taken as well: every row has made its steps.
+        optimiser of the same name in ``torch.optim`` is taken as well: its step count becomes that of every row.
 
         Raises:
-            ValueError: options or steps that this optimiser cannot have.
+            ValueError: options or step counts that this optimiser does not allow.
         """
         given: dict[str, Any] = {}  # as the hooks of others leave it
 
@@ -215,7 +215,7 @@ class RowOptimizer(torch.optim.Optimizer):
             self._check_options(group)
 
     def _keep(self, given: dict[str, Any]) -> None:
-        """Put in the place of what torch has cast what was given."""
+        """Replace what torch has cast by what was given."""
         saved_ids = [i for group in given["param_groups"] for i in group["params"]]
         parameters = [(p, group) for group in self.param_groups for p in group["params"]]
         for i, (parameter, group) in zip(saved_ids, parameters, strict=True):

@@ -43,12 +43,12 @@ def renormalize(
         params: parameters, or (parameter, dim) pairs, whose vectors along ``dim`` are divided by their lengths in
             place; None takes all parameters of the optimizer that have two dimensions or more, also of groups that are
             added later.
-        dim: the dimension that holds the vectors, where a parameter brings none.
+        dim: the dimension that holds the vectors, of parameters that are given without one.
 
     Returns:
         A handle; ``handle.remove()`` ends it.
 
-    State of the optimizer stays as it is. A copy of the optimizer, by deepcopy or pickle, has no hooks.
+    The state of the optimizer is not changed. A copy of the optimizer, by deepcopy or pickle, does not renormalise.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.

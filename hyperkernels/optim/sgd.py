@@ -10,23 +10,24 @@ from .optimizer import RowOptimizer, Update, check_momentum
 
 
 class SGD(RowOptimizer):
-    """Stochastic gradient descent with a momentum of each row's own.
+    """Stochastic gradient descent with a separate momentum for each row.
 
     With a dense gradient it is ``torch.optim.SGD``. With a sparse one (COO, sparse in the first dimension; coalesced or
-    not) only the rows that the gradient holds move: the others neither decay nor drift with their momentum, which
-    waits for their next gradient. So the original Partial FC treated the classes that a step did not sample.
+    not) only the rows in the gradient are updated: the others neither decay nor drift, and their momentum stays until
+    their next gradient. The original Partial FC treated the classes that were not sampled in this way.
 
     Args:
         params: parameters, named parameters or parameter groups; float64, float32, bfloat16 or float16.
-        lr: learning rate, a number or a tensor of one element, which is never waited for on a GPU.
+        lr: learning rate, a number or a tensor of one element. On a GPU the tensor is read on the device, without
+            synchronisation.
         momentum: factor of the row's momentum, at least 0.
         dampening: 1 - dampening is the factor of the gradient in the momentum, from a row's second update on.
-        weight_decay: L2 penalty, at least 0, of the rows that move.
+        weight_decay: L2 penalty, at least 0, of the rows that are updated.
         nesterov: look ahead by one momentum; needs a momentum and no dampening.
         maximize: ascend instead.
 
-    State of a parameter: ``step`` [rows] int32, the updates of each row; with momentum ``momentum_buffer``, of the
-    parameter's shape, in float32 (float64 for float64 parameters).
+    State of a parameter: ``step`` [rows] int32, the number of updates of each row; with momentum ``momentum_buffer``,
+    of the parameter's shape, in float32 (float64 for float64 parameters).
 
     Raises:
         TypeError, ValueError: a wrong argument, named.

@@ -17,20 +17,20 @@ OF_VECTORS = ("step", "exp_avg_sq", "max_exp_avg_sq")  # state that has one numb
 
 
 def _vectors(tensor: torch.Tensor, dim: int) -> torch.Tensor:
-    """[vectors, D], contiguous: a view wherever the vectors along `dim` lie one after the other."""
+    """The tensor as [vectors, D], contiguous: a view if the vectors along `dim` are contiguous."""
     moved = tensor.detach().movedim(dim, -1).contiguous()
     return moved.view(math.prod(moved.shape[:-1]), moved.shape[-1])
 
 
 class SphereOptimizer(RowOptimizer):
-    """A RowOptimizer whose rows are the vectors along ``dim``, each a point of the unit sphere. The parameters of a
-    group make their step in one call."""
+    """A RowOptimizer whose rows are the vectors along ``dim``, each a point of the unit sphere. All parameters of a
+    group are updated in one call."""
 
     def _check_options(self, group: dict[str, Any]) -> None:
         _check.integer("dim", group["dim"])
 
     def _apply_to_all(self, lists: dict[str, list[torch.Tensor]], numbers: tuple[Any, ...], group: Any) -> None:
-        """Write points and state in place, of all parameters."""
+        """Update the points and states of all parameters in place."""
         raise NotImplementedError
 
     def _count(self, parameter: torch.Tensor, group: dict[str, Any]) -> int:
@@ -72,7 +72,7 @@ class SphereOptimizer(RowOptimizer):
         rows: torch.Tensor | slice | None,
         scaling: Scaling,
     ) -> None:
-        """A part of a matrix, whose rows must be the vectors."""
+        """Update a part of the rows of a parameter of two dimensions, whose vectors must be its rows."""
         assert not isinstance(rows, torch.Tensor)
         if group["dim"] % parameter.dim() != 1:
             raise ValueError(f"dim must be -1 for a weight that is updated in its backward; got {group['dim']}")
@@ -108,15 +108,16 @@ class SphereSGD(SphereOptimizer):
         x' = (x - lr b) / |x - lr b|
         b' = P_x' b
 
-    as ``geoopt.optim.RiemannianSGD`` on ``geoopt.Sphere``, whose first b before a step is g itself. A vector that is
-    not on the sphere is projected first; one shorter than 1e-12 moves against its gradient, and stays without one.
+    as ``geoopt.optim.RiemannianSGD`` on ``geoopt.Sphere``; as there, b starts as g itself. A vector that is not on the
+    sphere is projected first. One shorter than 1e-12 has no direction: it moves to that of its negative gradient, or
+    stays if that is 0 too.
 
     Args:
         params: parameters, named parameters or parameter groups; float64, float32, bfloat16 or float16.
         lr: learning rate, a number or a tensor of one element, which is never waited for on a GPU.
         momentum: factor of the momentum, at least 0.
         dampening: 1 - dampening is the factor of the gradient in the momentum.
-        weight_decay: at least 0. It pulls towards the centre of the sphere, which no point of it can follow: any value
+        weight_decay: at least 0. It pulls towards the centre of the sphere, orthogonal to every tangent: any value
             gives the same steps.
         nesterov: look ahead by one momentum; needs a momentum and no dampening.
         dim: the dimension that holds the vectors; a group may have its own.
@@ -177,16 +178,16 @@ class SphereAdam(SphereOptimizer):
         x' = (x - u) / |x - u|
         m' = P_x' m
 
-    as ``geoopt.optim.RiemannianAdam`` on ``geoopt.Sphere``. A vector that is not on the sphere is projected first; one
-    shorter than 1e-12 moves against its gradient, and stays without one.
+    as ``geoopt.optim.RiemannianAdam`` on ``geoopt.Sphere``. A vector that is not on the sphere is projected first. One
+    shorter than 1e-12 has no direction: it moves to that of its negative gradient, or stays if that is 0 too.
 
     Args:
         params: parameters, named parameters or parameter groups; float64, float32, bfloat16 or float16.
-        lr: learning rate, a number or a tensor of one element, which is never waited for on a GPU. A step goes about
-            this far, in radians.
+        lr: learning rate, a number or a tensor of one element, which is read on the device without synchronisation. A
+            step has a length of about lr radians.
         betas: decay of the two moments, each in [0, 1).
         eps: added to the root of the second moment, at least 0.
-        weight_decay: at least 0. It pulls towards the centre of the sphere, which no point of it can follow: any value
+        weight_decay: at least 0. It pulls towards the centre of the sphere, orthogonal to every tangent: any value
             gives the same steps.
         amsgrad: divide by the largest second moment so far.
         dim: the dimension that holds the vectors; a group may have its own.
