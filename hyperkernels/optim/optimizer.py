@@ -72,7 +72,7 @@ class RowOptimizer(torch.optim.Optimizer):
     rows. ``state[p]["step"]`` [rows] is the number of updates of each row.
     """
 
-    # With this GradScaler hands over grad_scale and found_inf, and does not wait for the device.
+    # With this set, GradScaler hands over grad_scale and found_inf, and does not wait for the device.
     _step_supports_amp_scaling = True
 
     def _check_options(self, group: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Geometry of the unit sphere: points are rows, of any length, that stand for their directions."""
+"""Geometry of the unit sphere. A point is a row of any length; it stands for its direction."""
 
 from .anchors import AnchorMemory, perturb_anchors
 from .dispersion import koleo, mean_nearest_angle, packing, riesz_energy

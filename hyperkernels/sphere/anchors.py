@@ -11,15 +11,15 @@ from ..pairs.pairs import unit_rows
 
 
 class AnchorMemory(torch.nn.Module):
-    """What ``perturb_anchors`` remembers of every class: how often each dimension was among the largest of an
-    embedding, and the latest differences of two embeddings of a batch. Buffers, which follow a module's device and are
-    in its state dict.
+    """The memory of ``perturb_anchors``. For every class it counts how often each dimension was among the largest of an
+    embedding, and keeps the latest differences of two embeddings of a batch. Both are buffers: they move with the
+    module and are in its state dict.
 
     Args:
         num_classes: C, at least 1.
         embedding_size: D, at least 1.
-        largest: how many dimensions of an embedding are counted, in [1, D].
-        transformations: how many differences are kept of a class, at least 1.
+        largest: the number of largest dimensions of an embedding that are counted, in [1, D].
+        transformations: the number of differences that are kept for each class, at least 1.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -43,8 +43,8 @@ class AnchorMemory(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, x: torch.Tensor, labels: torch.Tensor) -> None:
-        """Takes in a batch: x [N, D] and its labels [N] in [0, C). Of more differences than are kept, the last in the
-        order of rows and columns stay."""
+        """Add a batch: x [N, D] and its labels [N] in [0, C). If it has more differences than are kept, the last in the
+        order of rows and columns are kept."""
         self._check(x, labels)
         classes, size = self.frequency.shape
         wide = x.to(self.shifts.dtype)
@@ -99,9 +99,9 @@ def perturb_anchors(
     detach: bool = True,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Densely anchored sampling (DAS; Liu et al., arXiv 2208.00119): embeddings near those of the batch, for a pair
-    loss to train on beside them. Each copy of a row has the dimensions that its class has most often had among its
-    largest multiplied by random factors, and a random one of the class's remembered differences added.
+    """Densely anchored sampling (DAS; Liu et al., arXiv 2208.00119): further embeddings near those of the batch, for a
+    pair loss. In each copy of a row the dimensions that were most often among the largest of its class are multiplied
+    by random factors, and a random one of the kept differences of its class is added.
 
         memory.update(x, labels)
         more, more_labels = perturb_anchors(x, labels, memory)
@@ -111,12 +111,12 @@ def perturb_anchors(
         x: embeddings [N, D]; float64, float32, bfloat16 or float16.
         labels: [N] int64, in [0, C).
         memory: an ``AnchorMemory``; it is only read here.
-        copies: of every row, at least 0.
+        copies: the number of copies of every row, at least 0.
         scale: (low, high), the range of the uniform factors.
-        shift: what the difference is multiplied by. A class without one is not shifted.
-        normalize: make unit rows of them.
-        detach: without a gradient to x, as the authors have it.
-        generator: of x's device; None: torch's default one.
+        shift: the factor of the difference. A class without differences is not shifted.
+        normalize: whether the result is normalised to unit rows.
+        detach: whether the result has no gradient to x, as in the authors' code.
+        generator: a torch.Generator on the device of x; None: torch's default one.
 
     Returns:
         (embeddings [copies * N, D] in the dtype of x, copy after copy; their labels).

@@ -1,4 +1,4 @@
-"""How far points on the sphere are from each other, without the N x N distances."""
+"""Measures of how far apart points on the sphere are, without the N x N distances."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ REDUCTIONS = ("mean", "sum")
 
 
 class _Riesz(torch.autograd.Function):
-    """The sum over ordered pairs of unit rows in float64, and where it is wanted its gradient: a block of rows is made
-    once for both."""
+    """The sum over ordered pairs of unit rows in float64, and its gradient where needed. One pass over blocks of rows
+    computes both."""
 
     generate_vmap_rule = True
 
@@ -67,14 +67,14 @@ def riesz_energy(
 
         |x_i^ - x_j^|^-s,   -log |x_i^ - x_j^| for s = 0
 
-    Computed in float64, over blocks of rows that give value and gradient at once; N x N of them are never stored.
+    Computed in float64, over blocks of rows that give value and gradient at once; the N x N energies are never stored.
 
     Args:
         x: [N, D]; float64, float32, bfloat16 or float16; rows of any length.
         s: at least 0.
         reduction: "mean" over the N (N - 1) pairs, or "sum".
-        min_distance: above 0. Pairs closer than that have the energy's tangent there, in the squared distance, as
-            theirs: finite, and driven apart unless they coincide.
+        min_distance: above 0. Below it the energy is continued linearly in the squared distance, by its tangent: it
+            stays finite, and drives pairs apart unless they coincide.
 
     Returns:
         A scalar; float32, float64 for float64; finite while min_distance^-s is. 0 for fewer than two rows.
@@ -94,8 +94,8 @@ def riesz_energy(
 
 
 def _nearest(x: torch.Tensor) -> torch.Tensor:
-    """Squared distance of every direction to its nearest, [N], 0 rather than none for a single row. The nearest is
-    found by cosines in the dtype of x, the distance by a difference in the accumulator's."""
+    """The squared distance of every direction to its nearest, [N]; 0 for a single row. The nearest is found by cosines
+    in the dtype of x; the distance is that of the difference, in the accumulator's dtype."""
     with torch.no_grad():
         index = Pairs(x).statistics("all", extremes=True).argmax
     unit = unit_rows(x.to(accumulate_dtype(x.dtype)), EPS)
@@ -104,7 +104,7 @@ def _nearest(x: torch.Tensor) -> torch.Tensor:
 
 
 def _root(square: torch.Tensor) -> torch.Tensor:
-    """With a gradient of 0 at 0."""
+    """The square root, with a gradient of 0 at 0."""
     some = square > 0
     return torch.where(some, torch.where(some, square, 1).sqrt(), 0 * square)
 

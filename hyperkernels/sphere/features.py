@@ -1,4 +1,4 @@
-"""Functions of embeddings made of a few angles, nearest rows or perturbations."""
+"""Alignment, the grounding index and residuals to the nearest reference row."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def alignment(x: torch.Tensor, y: torch.Tensor, alpha: float = 2.0) -> torch.Ten
         alpha: above 0.
 
     Returns:
-        A scalar; float32, float64 for float64. The distance is 2 sin(angle / 2), with all its digits where rows nearly
-        coincide; the gradient is 0 where they do. 0 without rows.
+        A scalar; float32, float64 for float64. The distance is computed as 2 sin(angle / 2), which is accurate also
+        where rows nearly coincide; the gradient is 0 where they coincide. 0 without rows.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -47,19 +47,19 @@ def grounding_index(
 
         SGI = angle(r, q) / (angle(r, c) + eps)
 
-    Above 1 the response is nearer to the context, which the paper calls grounded. (The comments of the authors' program
-    say the opposite of the same ratio.)
+    Above 1 the response is nearer to the context; the paper calls it grounded. (Comments in the authors' code say the
+    opposite about the same ratio.)
 
     Args:
         response, question, context: [..., D], of one dtype, float64, float32, bfloat16 or float16; question and context
             each broadcast with response: [N, 1, D] and [M, D] give all contexts. Rows of any length.
-        eps: above 0. The authors' program has 1e-10.
-        measure: "angle", the paper's; "euclidean": distances of the rows as they are, in place of the angles, as later
-            programs have it.
+        eps: above 0; 1e-10 in the authors' code.
+        measure: "angle", as in the paper; "euclidean": distances of the rows without normalisation instead of angles,
+            as in later code.
 
     Returns:
-        [...]; float32, float64 for float64. Its gradient, which nears 1 / eps as the response nears the context, is 0
-        where they coincide.
+        [...]; float32, float64 for float64. Its gradient grows towards 1 / eps as the response approaches the context,
+        and is 0 where they coincide.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -84,18 +84,19 @@ def nearest_residual(
     labels: torch.Tensor | None = None,
     ref_labels: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The residual features of ResAD (Yao et al., arXiv 2410.20047): from every row is taken the reference row of the
-    largest cosine, x_i - ref_j with j = argmax cos(x_i, ref_j). The N x M cosines are never stored.
+    """The residual features of ResAD (Yao et al., arXiv 2410.20047): every row minus the reference row with the largest
+    cosine, x_i - ref_j with j = argmax cos(x_i, ref_j). The N x M cosines are never stored.
 
     Args:
         x: features [N, D]; float64, float32, bfloat16 or float16.
         ref: features of normal samples [M, D], of the dtype of x.
-        labels, ref_labels: [N] and [M] int64: a row is matched with rows of its label only, those of its class.
+        labels, ref_labels: [N] and [M] int64: a row is compared with reference rows of its own label only. None: with
+            all.
 
     Returns:
-        (residuals [N, D], in the dtype of x, of the rows as they are; index j [N], int64, the lowest where cosines are
-        equal). A row without a reference row of its label stays as it is, with index -1. The residual is differentiable
-        to x and to ref, the choice is not.
+        (residuals [N, D] in the dtype of x, of the rows without normalisation; index j [N], int64, the lowest where
+        cosines are equal). A row without a reference row of its label is returned unchanged, with index -1. The
+        residual is differentiable to x and to ref, the choice is not.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.

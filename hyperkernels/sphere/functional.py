@@ -1,4 +1,4 @@
-"""Public functions of the family: arguments are checked and flattened to rows; the ops do the work."""
+"""Public functions of the geometry. Arguments are checked and flattened to rows; the ops do the work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..unit_norm import unit_norm
 
 
 def _rows(first: str, x: Any, second: str, y: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Size]:
-    """Both as [N, D], the rows of the smaller one expanded where that costs no memory, and the shape of the result."""
+    """x and y as [N, D], and the shape of the result. A single row is expanded without a copy."""
     for name, value in ((first, x), (second, y)):
         _check.tensor(name, value, _check.FLOAT_DTYPES)
         if value.dim() == 0:
@@ -58,12 +58,12 @@ def _part(t: Any, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
 
 
 def angle(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Angle between the rows of x and y, 2 atan2(|y^ - x^|, |y^ + x^|): right where acos of the cosine has lost all
-    digits.
+    """Angle between the rows of x and y, 2 atan2(|y^ - x^|, |y^ + x^|). It is accurate near 0 and pi, where acos of the
+    cosine is not.
 
     Args:
         x, y: [..., D], of one dtype, float64, float32, bfloat16 or float16, broadcastable; rows of any length. A row
-            shorter than 1e-12 counts as 0: at a right angle from every longer one, and opposite to one as short.
+            shorter than 1e-12 counts as 0: its angle to every longer row is pi/2, to another such row pi.
 
     Returns:
         [...] in [0, pi], float32 (float64 for float64). Its gradient is 0 where the points coincide or are opposite.
@@ -76,16 +76,16 @@ def angle(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def slerp(x: torch.Tensor, y: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
-    """The point that has gone the share t of the geodesic from the direction of x to that of y (Shoemake, 1985):
-    sin((1 - t) theta) / sin(theta) x^ + sin(t theta) / sin(theta) y^.
+    """The point at the fraction t of the geodesic from the direction of x to that of y (spherical linear interpolation,
+    Shoemake, 1985): sin((1 - t) theta) / sin(theta) x^ + sin(t theta) / sin(theta) y^.
 
     Args:
         x, y: [..., D], of one dtype, float64, float32, bfloat16 or float16, broadcastable; rows of any length.
-        t: a number, or a tensor that broadcasts to [...]; outside [0, 1] the geodesic goes on.
+        t: a number, or a tensor that broadcasts to [...]; outside [0, 1] the geodesic is continued.
 
     Returns:
-        [..., D], unit rows in the dtype of x. Between opposite points, where every great circle is a geodesic, the one
-        through the axis of x's smallest coordinate is taken, and the gradient of x and y is 0.
+        [..., D], unit rows in the dtype of x. Opposite points are joined by many geodesics: the one through the axis of
+        x's smallest coordinate is taken, and the gradients of x and y are 0.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -95,7 +95,7 @@ def slerp(x: torch.Tensor, y: torch.Tensor, t: float | torch.Tensor) -> torch.Te
 
 
 def log_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The tangent at x that leads to y: theta / sin(theta) (y^ - cos(theta) x^), of length theta.
+    """The logarithm, the tangent at x that points to y: theta / sin(theta) (y^ - cos(theta) x^), of length theta.
 
     Args, Returns, Raises: as ``slerp``; the result is [..., D], orthogonal to x.
     """
@@ -125,7 +125,8 @@ def tangent(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def exp_map(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The end of the geodesic that starts at x with velocity w, the tangent part of v: cos|w| x^ + sin|w| w / |w|.
+    """The exponential map: the end, at time 1, of the geodesic that starts at x with velocity w, the tangent part of v:
+    cos|w| x^ + sin|w| w / |w|.
 
     Args, Returns, Raises: as ``tangent``; the result is a unit row.
     """
@@ -133,7 +134,8 @@ def exp_map(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def retract(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """(x^ + w) / |x^ + w| with w the tangent part of v: ``exp_map`` to second order, without sine and cosine.
+    """A retraction: (x^ + w) / |x^ + w| with w the tangent part of v. It agrees with ``exp_map`` to second order and
+    needs no sine and cosine.
 
     Args, Returns, Raises: as ``tangent``; the result is a unit row.
     """
@@ -149,8 +151,8 @@ def transport(x: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor
         v: [..., D] vectors; all three of one dtype and broadcastable.
 
     Returns:
-        [..., D] in the dtype of x, tangent at y. Between opposite points the transport is not determined: w is
-        returned, which is tangent to both.
+        [..., D] in the dtype of x, tangent at y. Between opposite points the transport is not unique: w is returned,
+        which is tangent at both.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -213,8 +215,8 @@ def _per_dimension(name: str, value: Any, shape: tuple[int, ...], like: torch.Te
 
 
 def bezier(points: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
-    """Spherical Bezier curve by de Casteljau's construction with geodesics for lines (CM3, arXiv 2508.01226): of two
-    control points it is ``slerp``.
+    """Spherical Bezier curve, by de Casteljau's construction with geodesics instead of lines (CM3, arXiv 2508.01226).
+    For two control points it is ``slerp``.
 
     Args:
         points: [K, ..., D] control points, K at least 1; rows of any length stand for their directions.

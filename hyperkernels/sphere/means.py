@@ -18,7 +18,7 @@ _SERIES_END = 0.05
 
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit rows in the accumulator's dtype, and which are longer than EPS, as 1 and 0: a shorter one has no
+    """Unit rows in the accumulator's dtype; and 1 for rows longer than EPS, 0 for shorter ones, which have no
     direction."""
     _check.tensor("x", x, _check.FLOAT_DTYPES, dim=2)
     x = x.to(accumulate_dtype(x.dtype))
@@ -27,7 +27,7 @@ def _rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _angle_over_sine(cosine: torch.Tensor) -> torch.Tensor:
-    """theta / sin(theta) from cos(theta); 0 at opposite points, from which no geodesic is the shortest."""
+    """theta / sin(theta) from cos(theta); 0 at opposite points, where the shortest geodesic is not unique."""
     square = (1 - cosine).clamp_min(0) / 2  # of sin(theta / 2)
     near = square < _SERIES_END
     low = torch.where(near, square, 0)
@@ -41,23 +41,22 @@ def _angle_over_sine(cosine: torch.Tensor) -> torch.Tensor:
 
 
 def frechet_mean(x: torch.Tensor, weights: torch.Tensor | None = None, *, iterations: int = 16) -> torch.Tensor:
-    """The point whose mean squared angle to the rows of x is the smallest (Karcher, 1977): from the direction of their
-    mean, ``iterations`` times mu <- exp_mu(sum_i w_i log_mu(x_i)).
+    """The Frechet mean: the point with the smallest mean squared angle to the rows of x (Karcher, 1977). Starts at the
+    direction of their mean and repeats mu <- exp_mu(sum_i w_i log_mu(x_i)), ``iterations`` times.
 
-    Rows within an open quarter turn of a point have one such mean, and the iteration finds it. Spread wider they may
-    have several, or a whole circle of them, and what is found is the stationary point that the start leads to. Where
-    the directions cancel, there is no start to speak of: the result is finite, and arbitrary.
+    Rows that lie within less than pi/2 of one point have exactly one such mean, and the iteration converges to it. Rows
+    that are spread wider may have several means, or a circle of them; the result is then the stationary point reached
+    from the start. If the directions cancel, the start is undefined: the result is finite and arbitrary.
 
     Args:
-        x: [N, D]; float64, float32, bfloat16 or float16; rows of any length stand for their directions. A row shorter
-            than 1e-12 takes no part, nor does one opposite the point reached.
-        weights: [N], at least 0; any float dtype. None: all alike.
-        iterations: at least 0. Four are enough for rows within half a right angle, in float32; 0 is the direction of
+        x: [N, D]; float64, float32, bfloat16 or float16; rows of any length stand for their directions. Rows shorter
+            than 1e-12 are left out; so is, in an iteration, a row opposite to the present mu.
+        weights: [N], at least 0; any float dtype. None: all equal.
+        iterations: at least 0. In float32 four are enough for rows within pi/4 of the mean; 0 gives the direction of
             the mean.
 
     Returns:
-        [D], a unit row in the dtype of x; 0 without rows. Differentiable through the iteration; once, as the kernels of
-        ``exp_map`` are.
+        [D], a unit row in the dtype of x; 0 without rows. Differentiable once, through the iteration.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -82,11 +81,11 @@ def frechet_mean(x: torch.Tensor, weights: torch.Tensor | None = None, *, iterat
 
 
 def circular_variance(x: torch.Tensor) -> torch.Tensor:
-    """1 - |mean of x^| (Mardia and Jupp, 2000): 0 where all rows have one direction, 1 where they cancel. It is
-    computed from the distances to the mean, which keeps the digits of a small one.
+    """1 - |mean of x^| (Mardia and Jupp, 2000): 0 if all rows have one direction, 1 if they cancel. It is computed from
+    the distances to the mean, so that a small variance is accurate.
 
     Args:
-        x: [N, D]; float64, float32, bfloat16 or float16; rows shorter than 1e-12 take no part.
+        x: [N, D]; float64, float32, bfloat16 or float16; rows shorter than 1e-12 are left out.
 
     Returns:
         A scalar; float32, float64 for float64. 0 without rows.
@@ -104,17 +103,17 @@ def circular_variance(x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def kmeans_step(x: torch.Tensor, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A step of spherical k-means (Dhillon and Modha, 2001): every row goes to the centre of the largest cosine, and
-    every centre to the direction of the mean of its unit rows. The N x K cosines are never stored.
+    """A step of spherical k-means (Dhillon and Modha, 2001): every row is assigned to the centre with the largest
+    cosine, and every centre becomes the direction of the mean of its unit rows. The N x K cosines are never stored.
 
     Args:
         x: [N, D]; float64, float32, bfloat16 or float16; rows of any length.
         centers: [K, D] of the dtype of x, K at least 1; rows of any length.
 
     Returns:
-        (new centres [K, D], unit rows in the dtype of x; the centre of every row [N], int64, the lowest where cosines
-        are equal; that cosine [N], float32, float64 for float64). A centre without rows, or whose rows cancel, stays
-        where it is. Nothing is differentiable.
+        (new centres [K, D], unit rows in the dtype of x; the index of the centre of every row [N], int64, the lowest
+        where cosines are equal; the cosine with it [N], float32, float64 for float64). A centre without rows, or whose
+        rows cancel, stays where it is. Nothing is differentiable.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.

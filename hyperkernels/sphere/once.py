@@ -1,5 +1,5 @@
-"""Derivatives that are numbers, found beside the value: a derivative of them is refused, where autograd would take them
-for constants."""
+"""Functions whose derivative is computed together with the value. A second derivative raises: autograd would take the
+first one for a constant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class Slope(torch.autograd.Function):
-    """grad * slope, the gradient of a function of x."""
+    """The gradient grad * slope of a function of x, which refuses to be differentiated again."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""Losses on the distance to a centre, for the detection of anomalies. Rows are taken as they are, not as directions."""
+"""Losses on the distance to a centre, for anomaly detection. Rows are not normalised."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _squared_distance(x: Any, center: Any) -> torch.Tensor:
 
 
 def _mean(values: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tensor:
-    """Of those that count; 0 where none does."""
+    """The mean over the rows that count; 0 if none does."""
     if among is None:
         return values.sum() / max(len(values), 1)
     return torch.where(among, values, 0).sum() / among.sum().clamp_min(1)
@@ -45,16 +45,16 @@ def _mean(values: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tens
 def svdd_loss(
     x: torch.Tensor, center: torch.Tensor, radius: torch.Tensor | float = 0.0, nu: float = 0.1
 ) -> torch.Tensor:
-    """The loss of DOHSC (Zhang et al., arXiv 2302.06430), that of Deep SVDD on projected rows:
+    """The loss of DOHSC (Zhang et al., arXiv 2302.06430), which is that of Deep SVDD on orthogonally projected rows:
 
         R^2 + 1 / nu * mean_i max(0, |x_i - c|^2 - R^2)
 
     Args:
         x: [N, D]; float64, float32, bfloat16 or float16; not normalised.
-        center: c, [D]; the authors' is ``svdd_center``.
-        radius: R, at least 0: a number or a scalar tensor, constant for the gradient. The authors train with 0, and
-            afterwards take the outer one of ``shell_radii``; the score of a row is then |x - c|^2 - R^2.
-        nu: the share of rows that may lie outside, above 0, at most 1.
+        center: c, [D]; the authors use ``svdd_center``.
+        radius: R, at least 0: a number or a scalar tensor, constant for the gradient. The authors train with 0; after
+            training R is the outer radius of ``shell_radii``, and the score of a row is |x - c|^2 - R^2.
+        nu: the fraction of rows that may lie outside, in (0, 1].
 
     Returns:
         A scalar; float32, float64 for float64.
@@ -71,7 +71,7 @@ def svdd_loss(
 def shell_loss(
     x: torch.Tensor, center: torch.Tensor, inner: torch.Tensor | float, outer: torch.Tensor | float
 ) -> torch.Tensor:
-    """The loss of DO2HSC (Zhang et al., arXiv 2302.06430), which draws rows between two spheres:
+    """The loss of DO2HSC (Zhang et al., arXiv 2302.06430), which moves rows between two spheres:
 
         mean_i max(d_i, R_out^2) - min(d_i, R_in^2) - (R_out^2 - R_in^2),   d_i = |x_i - c|^2
 
@@ -119,8 +119,9 @@ def shell_radii(x: torch.Tensor, center: torch.Tensor, nu: float = 0.1) -> tuple
 
 @torch.no_grad()
 def svdd_center(x: torch.Tensor, smallest: float = 0.1) -> torch.Tensor:
-    """The centre of Deep SVDD and DOHSC: the mean of the rows, whose coordinates nearer to 0 than ``smallest``, which a
-    constant feature would meet too easily, are moved to ``smallest`` with their sign (0 itself stays).
+    """The centre of Deep SVDD and DOHSC: the mean of the rows. Coordinates with a magnitude below ``smallest`` are set
+    to +-``smallest``, by their sign, because a network could match a coordinate near 0 with a constant feature; 0
+    itself stays.
 
     Args:
         x: [N, D]; float64, float32, bfloat16 or float16; N at least 1.
@@ -147,25 +148,24 @@ def log_barrier_loss(
     *,
     largest_radius: float = 0.4,
 ) -> torch.Tensor:
-    """The bidirectional contraction with a log barrier of ResAD++ (Yao et al., arXiv 2509.23741). With the radii
-    A_i = sqrt(|x_i| + 1) - 1, the barrier b(u) = softplus(u) e^u, whose second factor is constant for the gradient,
-    R = min(0.9 min of the anomalies' A, 0.4), constant too, and r = 0.99 R, normal rows are drawn between the radii r
-    and R,
+    """The log-barrier bi-directional contraction loss of ResAD++ (Yao et al., arXiv 2509.23741). With the radii
+    A_i = sqrt(|x_i| + 1) - 1, the barrier b(u) = softplus(u) e^u, where e^u is constant for the gradient, R = min(0.9 min of
+    the anomalies' A, 0.4), also constant, and r = 0.99 R, normal rows are moved between the radii r and R,
 
         mean of b(A - R) where A > R   +   mean of b(r - A) where A < r,
 
-    and, given a target, anomalous ones stay where they were, and outside:
+    and, if a target is given, anomalous rows stay near it, and outside:
 
         MSE(x, target) + mean of (1 - cos(x, target)) + mean of b(R + 0.1 - A) where A < R + 0.1
 
     Args:
         x: mapped residual features [N, D]; float64, float32, bfloat16 or float16; not normalised.
         anomalous: [N], bool.
-        target: the features [N, D] before the mapping, of the dtype of x. None: the first line only.
+        target: the features [N, D] before the mapping, of the dtype of x. None: only the first two terms.
         largest_radius: the 0.4 above.
 
     Returns:
-        A scalar; float32, float64 for float64. A mean over no row is 0. The factor e^u grows no further than e^60.
+        A scalar; float32, float64 for float64. A mean over no row is 0. The factor e^u is at most e^60.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -198,7 +198,7 @@ def log_barrier_loss(
 
 
 def _barrier(u: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """The mean over those that count, and whose u is not at most 0."""
+    """The mean of the barrier over the rows that count and whose u is above 0 or NaN."""
     among = among & ~(u <= 0)
     u = torch.where(among, u, 0)
     return _mean(F.softplus(u, threshold=60) * u.detach().clamp_max(_LARGEST_EXPONENT).exp(), among)

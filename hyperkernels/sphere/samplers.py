@@ -27,10 +27,11 @@ def sample_uniform(
     """Points drawn uniformly from the unit sphere of R^d.
 
     Args:
-        n: how many, at least 0.
+        n: the number of points, at least 0.
         d: dimension of the space, at least 1.
-        generator: of the device; None: torch's default one.
-        device, dtype: of the result; None: those of the generator's device, and torch's default dtype.
+        generator: a torch.Generator on the device; None: torch's default one.
+        device, dtype: of the result; None: the device of the generator (torch's default without one), and torch's
+            default dtype.
 
     Returns:
         [n, d] unit rows.
@@ -56,20 +57,20 @@ def sample_vmf(
     """Points drawn from von Mises-Fisher distributions, by rejection (Wood, 1994; the proposals by Ulrich's formula,
     1984).
 
-    The component along mu is drawn first, in float64; the rest is a Gaussian vector's tangent part at mu, of the length
-    that is left: it is uniform around mu, and no reflection that carries an axis to mu can lose digits where they are
-    close.
+    The component along mu is drawn first, in float64; the rest is the tangent part at mu of a Gaussian vector, scaled
+    to the remaining length. It is uniform around mu. (A reflection of an axis to mu would be inaccurate where the two
+    are close.)
 
     Args:
         mu: [..., D] mean directions, D at least 2; float64, float32, bfloat16 or float16; rows of any length.
         kappa: concentrations, at least 0: a number, or a tensor that broadcasts to [...].
-        n: how many of each, at least 0.
-        generator: of mu's device; None: torch's default one.
+        n: the number of points for each mu, at least 0.
+        generator: a torch.Generator on the device of mu; None: torch's default one.
 
     Returns:
-        [n, ..., D], unit rows in the dtype of mu; they carry no gradient. On CUDA nothing waits for the device: the
-        number of proposals is fixed, and one that no proposal fits takes the last (of chance 1e-18 each). On the CPU
-        proposals end when all are accepted.
+        [n, ..., D], unit rows in the dtype of mu, without gradient. On CUDA there is no synchronisation: the number of
+        proposals is fixed, and a point for which all are rejected takes the last one (probability 1e-18 for each
+        point). On the CPU new proposals are made until all points are accepted.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
@@ -97,8 +98,8 @@ def sample_vmf(
 
 
 def _one_minus_component(kappa: torch.Tensor, d: int, n: int, generator: torch.Generator | None) -> torch.Tensor:
-    """1 - w, [n, ...]: w is the component along the mean, of density e^{kappa w} (1 - w^2)^{(d-3)/2}. The difference to
-    1 keeps its digits where kappa is large."""
+    """1 - w, [n, ...], where w is the component along the mean, with density e^{kappa w} (1 - w^2)^{(d-3)/2}. 1 - w is
+    accurate for large kappa, where w is close to 1."""
     shape = (n, *kappa.shape)
     b = (d - 1) / (2 * kappa + torch.hypot(2 * kappa, torch.full_like(kappa, d - 1)))
     peak, short = (1 - b) / (1 + b), 2 * b / (1 + b)  # Wood's x_0, and 1 - x_0

@@ -12,13 +12,13 @@ from ..unit_norm import unit_norm
 def segment_mean(
     x: torch.Tensor, labels: torch.Tensor, num_segments: int, *, normalize: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of the rows that carry the same label: class centres, codebook entries, the clusters of k-means.
+    """Means of the rows with the same label: class centres, codebook entries, clusters of k-means.
 
     Args:
         x: [N, D], float64, float32, bfloat16 or float16.
         labels: [N] int64, the segment of each row; rows with labels outside [0, num_segments) are left out.
         num_segments: K, at least 0.
-        normalize: the directions of the means instead, as ``unit_norm`` makes them.
+        normalize: return the directions of the means, by ``unit_norm``, instead of the means.
 
     Returns:
         (means, counts): [K, D] in the dtype of x, 0 where a segment has no rows, and [K] int64, the rows of each

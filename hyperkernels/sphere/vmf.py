@@ -6,8 +6,8 @@ r_v = I_v(kappa) / (kappa I_{v-1}(kappa)):
 
     r_v = 1 / (2 v + kappa^2 r_{v+1}),   log S_{v-1} = log S_v + log(1 + kappa^2 r_{v+1} / (2 v))
 
-whose terms are positive, so no digit is lost on the way down from an order at which Debye's uniform expansion, for all
-kappa alike, is right to the last digit of float64.
+All terms are positive, so the recursion loses no accuracy. It starts at an order at which Debye's uniform expansion has
+the full accuracy of float64 for every kappa, and goes down.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _debye(kappa: torch.Tensor, order: float) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _orders_above(d: int) -> list[float]:
-    """The orders to go down by, from that of the expansion to the one after d / 2 - 1."""
+    """The orders of the recursion, from that of the expansion down to the one above d / 2 - 1."""
     order = d / 2 - 1
     return [order + j for j in range(math.ceil(_ORDER - order), 0, -1)]
 
@@ -95,7 +95,7 @@ def _number(name: str, value: Any, device: torch.device | None = None) -> torch.
 
 
 def log_area(d: int) -> float:
-    """Of the unit sphere of R^d."""
+    """The logarithm of the area of the unit sphere of R^d."""
     return math.log(2) + d / 2 * math.log(math.pi) - math.lgamma(d / 2)
 
 
@@ -132,8 +132,8 @@ def vmf_mean_length(kappa: torch.Tensor | float, d: int) -> torch.Tensor:
 
 
 def _length_and_slope(kappa: torch.Tensor, d: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A_d and its derivative 1 - A_d^2 - (d - 1) A_d / kappa, by way of 1 - A_d, which goes down the orders as r does
-    and keeps its digits where kappa is large."""
+    """A_d and its derivative 1 - A_d^2 - (d - 1) A_d / kappa, computed from 1 - A_d, which has a recursion like that of
+    r and is accurate for large kappa."""
     orders = _orders_above(d)
     top = d / 2 - 1 + len(orders)
     z = kappa / top
@@ -170,11 +170,11 @@ class _Concentration(torch.autograd.Function):
 
 
 def vmf_concentration(mean_length: torch.Tensor | float, d: int) -> torch.Tensor:
-    """The kappa of which A_d(kappa) is the mean length: its maximum likelihood estimate from |mean of x^|. Newton's
+    """The kappa with A_d(kappa) = mean_length: the maximum likelihood estimate from |mean of x^|. Computed by Newton's
     method from the approximation of Banerjee et al. (JMLR 2005).
 
     Args:
-        mean_length: any shape, in [0, 1]; float64, float32, bfloat16 or float16; or a number. What is 1 or more counts
+        mean_length: any shape, in [0, 1]; float64, float32, bfloat16 or float16; or a number. Values of 1 or more count
             as the largest number below 1 of float32 (float64 for float64), with a gradient of 0.
         d: dimension of the space, at least 2.
 
