@@ -1,9 +1,9 @@
-"""Checkpoints of models whose classes are sharded: written on some number of ranks, read on any other.
+"""Checkpoints of models with sharded classes: written by any number of ranks, readable by any other number.
 
-They are checkpoints of torch.distributed.checkpoint, in which the tensors that have a row for every centre, the weight
-and the optimiser's state alike, are DTensors: every rank writes its own rows, with their place among all, and reads
-whichever it is to have. The shards here are not those that DTensor would choose (its first ranks have more than ours
-where the classes do not come out even), so each states its place itself.
+They have the format of torch.distributed.checkpoint. Tensors with a row for every centre (the weight and the
+optimiser's state) are DTensors: every rank writes its own rows with their offset, and reads the rows that it needs. If
+the number of classes is not a multiple of the number of ranks, the shards differ from those that DTensor would choose,
+so each states its offset.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def as_dtensor(local: torch.Tensor, shards: Shards, ranks: Ranks, sub_centers: int) -> torch.Tensor:
-    """This rank's rows [num_local * sub_centers, ...] as part of those of all ranks; the same memory."""
+    """This rank's rows [num_local * sub_centers, ...] as a DTensor over all ranks; it shares the memory."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
     from torch.distributed.tensor._shards_wrapper import LocalShardsWrapper
@@ -46,7 +46,8 @@ def as_dtensor(local: torch.Tensor, shards: Shards, ranks: Ranks, sub_centers: i
 
 
 def local_rows(value: Any, shards: Shards, ranks: Ranks, sub_centers: int) -> torch.Tensor:
-    """This rank's rows of what ``as_dtensor`` gave or of a tensor of all rows; a tensor of its own rows as it is."""
+    """This rank's rows of a DTensor of ``as_dtensor`` or of a tensor of all rows. A tensor of this rank's rows is
+    returned unchanged."""
     first, size = shards.start(ranks.rank) * sub_centers, shards.size(ranks.rank) * sub_centers
     if hasattr(value, "to_local"):
         shard = value.to_local()
@@ -58,14 +59,14 @@ def local_rows(value: Any, shards: Shards, ranks: Ranks, sub_centers: int) -> to
 
 
 def _names(module: torch.nn.Module) -> Iterator[tuple[str, str]]:
-    """The prefixes of the names that wrappers give, and what the module itself would call them."""
+    """The name prefixes that wrappers add, each with the prefix that it replaces."""
     for name, child in module.named_modules():
         if isinstance(child, torch.nn.parallel.DistributedDataParallel):
             yield f"{name}.module.".lstrip("."), f"{name}.".lstrip(".")
 
 
 class _Model:
-    """A module's own names of what it holds, whatever it is wrapped in."""
+    """A module and its state under the names without the prefixes of wrappers."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
@@ -91,7 +92,7 @@ class _Model:
         self.module.load_state_dict({name: state[self.own(name)] for name in self.module.state_dict()})
 
     def parameters_of(self, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-        """In the order that the optimiser's own state_dict numbers them in."""
+        """The parameters in the order in which the optimiser's state_dict numbers them."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if any(parameter not in self.names for parameter in parameters):
             raise ValueError("optimizer must hold parameters of module alone")
@@ -127,7 +128,8 @@ class _Model:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _is_rowless(self, parameter: torch.Tensor, value: Any) -> bool:
-        """A state of no rows is no part of the checkpoint: it has no place among the others'."""
+        """Whether a state tensor has no rows: it is left out of the checkpoint, since it has no offset among the
+        others."""
         return parameter in self.heads and isinstance(value, torch.Tensor) and value.dim() > 0 and not len(value)
 
     def _whole(self, parameter: torch.Tensor, value: Any) -> Any:
@@ -139,7 +141,7 @@ class _Model:
         return as_dtensor(value, head.shards, head.ranks, head.sub_centers)
 
     def optimizer_template(self, optimizer: torch.optim.Optimizer, number: str, metadata: Any) -> dict[str, Any]:
-        """Room for the state that a checkpoint holds, which a fresh optimiser does not have yet."""
+        """Empty tensors for the optimiser's state in the checkpoint, which a new optimiser does not have yet."""
         state: dict[str, dict[str, Any]] = {}
         parameters = {self.names[parameter]: parameter for parameter in self.parameters_of(optimizer)}
         for key, path in metadata.planner_data.items():
@@ -193,8 +195,8 @@ def _numbered(optimizer: Optimizers) -> dict[str, torch.optim.Optimizer]:
 
 
 def state_dict(module: torch.nn.Module, optimizer: Optimizers = None) -> dict[str, Any]:
-    """What ``save`` writes, for torch.distributed.checkpoint: ``{"model": ..., "optimizer": {"0": ...}}``, by the
-    parameters' names. Tensors are not copied."""
+    """The state that ``save`` writes, for torch.distributed.checkpoint: ``{"model": ..., "optimizer": {"0": ...}}``, by
+    the parameters' names. Tensors are not copied."""
     model = _Model(module)
     states = {number: model.optimizer_state_dict(one) for number, one in _numbered(optimizer).items()}
     return {"model": model.state_dict(), "optimizer": states}
@@ -210,20 +212,19 @@ def save(
     """Write a checkpoint into the folder ``path``; all ranks call it, each writes what it holds.
 
     Args:
-        path: a folder of its own for this checkpoint, which until it is complete is not taken for one (see
-            ``latest``).
-        module: the model: ``hk.nn.PartialFC`` and whatever else it holds, which may be wrapped in
-            DistributedDataParallel or sharded by ``fully_shard``.
-        optimizer: of parameters of ``module``, several in a list, or None.
-        extra: what else is to come back from ``load``, the same on all ranks: tensors, numbers, strings, and lists and
+        path: a folder for this checkpoint alone. ``latest`` ignores it until the checkpoint is complete.
+        module: the model, which holds a ``hk.nn.PartialFC``; its other parts may be wrapped in DistributedDataParallel
+            or sharded by ``fully_shard``.
+        optimizer: an optimiser of parameters of ``module``, a list of several, or None.
+        extra: further values that ``load`` returns, the same on all ranks: tensors, numbers, strings, and lists and
             dicts of them.
-        process_group: the ranks that hold the model, if these are not all.
+        process_group: the ranks that hold the model; None: all.
 
     Raises:
-        FileExistsError: there is a complete checkpoint already, which a killed run would leave half overwritten.
+        FileExistsError: the folder has a complete checkpoint; if the run were killed it would be left half overwritten.
         TypeError: ``extra``, or an entry of the optimiser or of the module's state, is not of the kinds above; the
             message names it. Nothing has been written then.
-        OSError: the disk is full, or what else the system has against it.
+        OSError: the disk is full, or another error of the operating system.
         FolderInUse: another run is writing into the folder (a RuntimeError).
     """
     from . import checkpoint_writing as writing
@@ -247,13 +248,13 @@ def load(
 ) -> dict[str, Any] | None:
     """Read a checkpoint of ``save`` into the module and the optimiser, on any number of ranks; return its ``extra``.
 
-    Every rank reads the rows that it holds and no more. All ranks call it. The checkpoint need not be trusted: of what
-    is in its files nothing is run, and no other file is read.
+    All ranks call it; every rank reads only the rows that it holds. The checkpoint need not be trusted: no code in its
+    files is run, and no other file is read.
 
     Raises:
         FileNotFoundError: there is no complete checkpoint in the folder.
-        ValueError: the files are no checkpoint, are cut off, name files outside the folder, hold other things than
-            ``save`` takes, or say that they hold more than they do.
+        ValueError: the files are not a checkpoint, are truncated, name files outside the folder, hold objects that
+            ``save`` would refuse, or declare more data than they hold.
     """
     from . import checkpoint_reading as reading
 
@@ -277,8 +278,8 @@ def load(
 
 
 def _age(folders: list[Path]) -> Callable[[Path], int]:
-    """What the checkpoints are ordered by: the number at the end of names that differ in it alone, such as ``step-12``,
-    else the time of writing."""
+    """The sort key of the checkpoints: the number at the end of the name, if the names differ in it alone
+    (``step-12``), else the time of writing."""
     names = {folder: re.fullmatch(r"(.*?)(\d+)", folder.name) for folder in folders}
     if len({name and name[1] for name in names.values()}) == 1 and all(names.values()):
         return lambda folder: int(folder.name[len(names[folder][1]) :])  # type: ignore[index]
@@ -286,11 +287,11 @@ def _age(folders: list[Path]) -> Callable[[Path], int]:
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:
-    """The last complete checkpoint in ``folder``, None where there is none: a run that was killed while it saved goes
-    on from the one before.
+    """The last complete checkpoint in ``folder``, or None. A run that was killed while it saved can continue from the
+    one before.
 
-    Of checkpoints whose names differ in a number at the end alone (``step-9``, ``step-10``) that of the highest number
-    is the last, of others that which was written last. One whose files are missing or cut off is not complete.
+    If the names differ only in a number at the end (``step-9``, ``step-10``), the last one is that with the highest
+    number, otherwise the one that was written last. A checkpoint with missing or truncated files is not complete.
     """
     from . import checkpoint_metadata as metadata
 
@@ -309,17 +310,18 @@ def _entry(found: Any, name: str, otherwise: Any = None) -> Any:
 
 @torch.no_grad()
 def load_insightface(head: ShardedModule, paths: Sequence[str | os.PathLike[str]]) -> None:
-    """Take the class centres from the files that insightface's arcface_torch wrote, one a rank.
+    """Load the class centres from the files of insightface's arcface_torch, one file for each rank.
 
     Args:
-        head: a ``hk.nn.PartialFC`` of as many classes as the files have together, on any number of ranks; every rank
+        head: a ``hk.nn.PartialFC`` with as many classes as the files have together, on any number of ranks; every rank
             reads the rows that it holds.
-        paths: the files in the order of their ranks, however many: ``{"weight": [num_local, D]}``, or a
-            ``checkpoint_gpu_{rank}.pt``, which has it in ``state_dict_softmax_fc``.
+        paths: the files in the order of their ranks, any number: each is ``{"weight": [num_local, D]}``, or a
+            ``checkpoint_gpu_{rank}.pt``, which has this dict in ``state_dict_softmax_fc``.
 
     Raises:
-        TypeError: a weight is no floating-point tensor.
-        ValueError: a file is none of theirs, or they do not have the classes or the embedding size of the head.
+        TypeError: a weight is not a floating-point tensor.
+        ValueError: a file has another format, or the files do not have the number of classes or the embedding size of
+            the head.
     """
     from .checkpoint_reading import load_plain
 

@@ -1,8 +1,8 @@
-"""What a checkpoint's ``.metadata`` says, read so that a hostile file can neither run code nor name other files.
+"""Reads the ``.metadata`` of a checkpoint so that a hostile file can neither run code nor name other files.
 
 ``.metadata`` is a pickle of classes of torch.distributed.checkpoint. Here every class that it may name is replaced by
-one that keeps what it is given and does nothing; the metadata is then made anew of numbers, names and sizes that have
-been looked at, and that the files of the folder can hold.
+an inert one, which only stores its arguments. The metadata is then built again from numbers, names and sizes that are
+checked, also against the files of the folder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FILE = ".metadata"
 
 
 class _Inert:
-    """In place of a class or function: what it was called with and the state that it was given."""
+    """Stands for a class or function: stores the arguments and the state that it was given."""
 
     args: tuple[Any, ...]
     state: Any = None
@@ -59,7 +59,7 @@ def _is_own(value: Any, module: types.ModuleType) -> bool:
 
 @functools.cache
 def _known() -> dict[tuple[str, str], Any]:
-    """What stands for each class, function and dtype that the metadata of this version of torch is made of."""
+    """The inert replacement of each class, function and dtype in the metadata of this version of torch."""
     own = [value for module in (metadata, filesystem) for value in vars(module).values() if _is_own(value, module)]
     names = [(value.__module__, value.__qualname__) for value in (*own, torch.serialization._get_layout)]
     names.append(("torch", "Size"))
@@ -166,11 +166,11 @@ def _made(found: Any) -> Metadata:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file ``name`` of a checkpoint.
+    """The path of the file ``name`` of a checkpoint.
 
     Raises:
-        ValueError: it is not within ``folder``, be it by an absolute path, ``..`` or a symbolic link.
-        FileNotFoundError: there is none, or it is no plain file.
+        ValueError: it is outside ``folder``, by an absolute path, ``..`` or a symbolic link.
+        FileNotFoundError: it does not exist, or is not a plain file.
     """
     path = folder / name
     if ".." in Path(name).parts or not path.resolve().is_relative_to(folder.resolve()):
@@ -181,7 +181,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def _check_files(folder: Path, found: Metadata) -> None:
-    """Everything that the metadata promises fits into the files that it names."""
+    """Check that all data that the metadata declares fit into the files that it names."""
     sizes = {place.relative_path: 0 for place in found.storage_data.values()}
     for name in sizes:
         sizes[name] = inside(folder, name).stat().st_size
@@ -208,8 +208,8 @@ def read(folder: str | os.PathLike[str]) -> Metadata:
 
     Raises:
         FileNotFoundError: there is no ``.metadata`` in ``folder``, or a file that it names is missing.
-        ValueError: it is no metadata of a checkpoint, names something else to be made or a file outside ``folder``, or
-            promises more than the files hold.
+        ValueError: it is not the metadata of a checkpoint, names another class or a file outside ``folder``, or
+            declares more data than the files hold.
     """
     folder = Path(folder)
     path = inside(folder, FILE)

@@ -1,4 +1,4 @@
-"""Reading of checkpoints that may be hostile: no code of theirs is run, no file but theirs is read."""
+"""Reading of checkpoints that may be hostile: none of their code is run, and no other file is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from . import checkpoint_metadata
 
 
 class _Part(io.RawIOBase):
-    """``length`` bytes of an open file as a file of their own."""
+    """``length`` bytes of an open file, as a file."""
 
     def __init__(self, file: IO[bytes], start: int, length: int) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class _Part(io.RawIOBase):
 
 
 def load_plain(source: IO[bytes] | str, where: str, **options: Any) -> Any:
-    """What ``torch.save`` wrote: tensors, numbers, strings, and lists and dicts of them, and no other thing.
+    """Load what ``torch.save`` wrote, if it is tensors, numbers, strings, and lists and dicts of them only.
 
     Raises:
-        ValueError: it is something else, or it would unpack to more than the file holds.
+        ValueError: it holds other objects, or would unpack to more bytes than the file has.
     """
     try:
         with zipfile.ZipFile(source) as archive:
@@ -69,7 +69,7 @@ def load_plain(source: IO[bytes] | str, where: str, **options: Any) -> Any:
 
 
 class Planner(DefaultLoadPlanner):
-    """Of items that are no tensors, plain values alone."""
+    """A planner that accepts plain values only, for items that are not tensors."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         name = read_item.dest_index.fqn
@@ -77,7 +77,7 @@ class Planner(DefaultLoadPlanner):
 
 
 class Reader(FileSystemReader):
-    """Of a folder whose metadata is read once, and checked."""
+    """A reader of a folder whose metadata is read once and checked."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         if not hasattr(self, "_found"):

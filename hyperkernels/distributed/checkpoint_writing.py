@@ -20,7 +20,7 @@ from . import checkpoint_metadata, files
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether what is written of it can be read again."""
+    """Whether ``load`` would read the value."""
     buffer = io.BytesIO()
     try:
         torch.save(value, buffer)
@@ -32,7 +32,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _culprit(name: str, value: Any) -> tuple[str, Any]:
-    """The innermost entry that cannot be read again."""
+    """The name and value of the innermost entry that ``load`` would refuse."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     for key, entry in entries:
         if not _is_plain(key):
@@ -43,10 +43,10 @@ def _culprit(name: str, value: Any) -> tuple[str, Any]:
 
 
 def check_plain(name: str, value: Any) -> None:
-    """``load`` will take ``value``, called ``name``.
+    """Check that ``load`` will accept ``value``; ``name`` is for the message.
 
     Raises:
-        TypeError: it has an entry, which is named, that is no tensor, number, string, or list or dict of them.
+        TypeError: an entry, which is named, is not a tensor, number, string, or list or dict of them.
     """
     if not _is_plain(value):
         entry, found = _culprit(name, value)
@@ -64,7 +64,7 @@ class Planner(DefaultSavePlanner):
 
 
 class Writer(FileSystemWriter):
-    """Holds the folder for this run alone, and says what is wrong with the disk."""
+    """A writer that locks the folder, and reports errors of the disk with the path."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)

@@ -12,18 +12,18 @@ from .sharded import sharded_of
 
 @torch.no_grad()
 def clip_grad_norm_(module: torch.nn.Module, max_norm: float) -> torch.Tensor:
-    """Scale the gradients of a module down to a norm of ``max_norm`` where it is larger, over the classes of all ranks.
+    """Clip the norm of the gradients of a module, over the classes of all ranks, to ``max_norm``.
 
-    ``torch.nn.utils.clip_grad_norm_`` would take each rank's shard for the whole, scale differently on every rank and
-    so drive copies of the backbone apart.
+    ``torch.nn.utils.clip_grad_norm_`` would compute another norm on every rank, of its own shard; the copies of the
+    backbone would be scaled differently and diverge.
 
     Args:
         module: holds any number of ``hk.nn.PartialFC``; its other parameters have the same gradient on all ranks, or
             are sharded by ``fully_shard``.
-        max_norm: the largest Euclidean norm that all gradients may have together, above 0.
+        max_norm: the largest Euclidean norm of all gradients together, above 0.
 
     Returns:
-        The norm that all gradients had together, a scalar in float64, the same on all ranks.
+        The norm of all gradients together before clipping, a scalar in float64, the same on all ranks.
     """
     _check.number("max_norm", max_norm, above=0.0)
     heads = sharded_of(module)

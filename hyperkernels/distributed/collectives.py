@@ -1,7 +1,7 @@
-"""The few collectives that heads and losses over several ranks need, for any backend of torch.distributed.
+"""The collectives of heads and losses over several ranks, for any backend of torch.distributed.
 
-All sums are taken here, in the order of the ranks and in float32 or wider, so that every rank gets the same bits
-whatever the backend: only copies travel, but for one all_reduce whose terms are all zero but one.
+Sums are computed by the receiver, in the order of the ranks and in float32 or wider, so that every rank gets the same
+bits with every backend. The one exception is an all_reduce in which all terms but one are 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "al
 
 @contextlib.contextmanager
 def _blame(what: str, rank: int, size: int) -> Iterator[None]:
-    """A collective fails where it is noticed, not where the fault is: say so."""
+    """Add to an error of a collective that its cause may be on another rank."""
     try:
         yield
     except RuntimeError as error:
@@ -34,7 +34,7 @@ def _blame(what: str, rank: int, size: int) -> Iterator[None]:
 
 
 class Ranks:
-    """The processes that work together: a process group, or this process alone."""
+    """The ranks that work together: those of a process group, or this process alone."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if group is None and dist.is_available() and dist.is_initialized():
@@ -67,8 +67,8 @@ class Ranks:
         return value
 
     def to_owners(self, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """What all ranks have for the rows that are this rank's own: value is [sum(rows), D], the result
-        [size, rows[rank], D]."""
+        """Send to each rank the rows that it owns: value is [sum(rows), D], the result [size, rows[rank], D], the
+        values of all ranks for the rows of this one."""
         mine = rows[self.rank]
         if self.size == 1:
             return value[None]
@@ -79,7 +79,7 @@ class Ranks:
         return received.view(self.size, mine, value.shape[1])
 
     def from_owner(self, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """The way back: value is [size, rows[rank], D], the result [sum(rows), D]."""
+        """The inverse of `to_owners`: value is [size, rows[rank], D], the result [sum(rows), D]."""
         if self.size == 1:
             return value[0]
         received = value.new_empty(sum(rows), value.shape[2])
@@ -90,12 +90,12 @@ class Ranks:
         return received
 
     def sum_to_owners(self, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """The sum over ranks of the rows that are this rank's own, [rows[rank], D] in float32 or wider."""
+        """As `to_owners`, summed over ranks: [rows[rank], D] in float32 or wider."""
         return self.to_owners(value, rows).sum(0, dtype=accumulate_dtype(value.dtype))
 
     def pass_on(self, value: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
-        """Send value to the next rank of the ring, in the background: what the rank before sends, of the same shape,
-        and what waits for both. value must stay as it is until then."""
+        """Send value to the next rank of the ring, in the background. Returns the tensor that arrives from the rank
+        before, of the same shape, and a function that waits for both transfers. Do not change value before that."""
         if self.size == 1 or not value.numel():
             return value, lambda: None
         received = torch.empty_like(value)
@@ -115,7 +115,8 @@ class Ranks:
         return received, wait
 
     def exchange(self, *numbers: int, device: torch.device) -> list[list[int]]:
-        """What each rank has, on the host: a synchronisation with the device where the group knows no CPU tensors."""
+        """The numbers of each rank, on the host. It synchronises with the device if the group has no backend for CPU
+        tensors."""
         if self.size == 1:
             return [list(numbers)]
         where = torch.device("cpu") if "cpu:" in dist.get_backend_config(self.group) else device
@@ -123,7 +124,7 @@ class Ranks:
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of all ranks; backward, the sum of the ranks' gradients of the rows of this one, times a factor."""
+    """The rows of all ranks. Backward: the sum over ranks of the gradients of this rank's rows, times a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, ranks: Ranks, rows: list[int], factor: float) -> torch.Tensor:
@@ -138,7 +139,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_rows(value: torch.Tensor, ranks: Ranks, rows: list[int]) -> torch.Tensor:
-    """The rows of all ranks, which have rows[rank] of them each."""
+    """The rows of all ranks; each has rows[rank] of them."""
     most = max(rows)
     if len(value) < most:  # collectives want one shape
         value = torch.cat([value, value.new_zeros(most - len(value), *value.shape[1:])])
@@ -163,9 +164,9 @@ def gather_batch(
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """The batch of all ranks, and the number of its first row that is this rank's own.
 
-    With ``batch_size`` every rank has that many rows, those that it lacks being ignored ones, and nothing passes
-    through the host. Without, the ranks exchange how many they have; a rank whose x wants no gradient takes part in
-    the backward all the same where another's does.
+    With ``batch_size`` every rank is padded to that number of rows with ignored ones, without the host. Otherwise the
+    ranks exchange their numbers of rows. A rank whose x needs no gradient takes part in the backward if another rank's
+    does.
     """
     if ranks.size == 1:
         return x, target, 0
@@ -197,6 +198,6 @@ class _Replicated(torch.autograd.Function):
 
 
 def replicated(value: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """A number that all ranks hold alike, on its way into what each does with its own classes: backward, the ranks'
-    shares of its gradient are added, so that all hold the same gradient too."""
+    """A value that is the same on all ranks and that each rank uses for its own classes. Backward: the gradients of the
+    ranks are added, so that all ranks have the same one."""
     return _Replicated.apply(value, ranks) if ranks.size > 1 and value.requires_grad else value

@@ -1,7 +1,7 @@
-"""Random numbers that any rank, and any number of ranks, can draw alike: functions of a seed, a step and a place.
+"""Random numbers that are the same on every rank and for any number of ranks: functions of a seed, a step and a place.
 
-They are computed on the device, without a generator whose state would have to be kept by every rank: a checkpoint holds
-the number of the step, and a resumed run continues the same sequence on another number of ranks.
+They are computed on the device, without the state of a generator: a checkpoint has the number of the step, and a
+resumed run continues the same sequence on any number of ranks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ register_fake(_LIBRARY, "random_bits", lambda seed, step, place: torch.empty_lik
 
 
 def random_bits(seed: int, step: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """int64 in [0, 2^62), of a seed, the number of the step (a scalar) and places [n] that do not repeat."""
+    """Random int64 in [0, 2^62), [n], as a function of a seed, the number of the step (a scalar) and distinct places
+    [n]."""
     return torch.ops.hyperkernels.random_bits(seed, step, place)
 
 
@@ -54,8 +55,8 @@ def sample_classes(
     seed: int,
     step: torch.Tensor,
 ) -> torch.Tensor:
-    """`count` of the `size` classes from `first` on, int64, increasing, as the shard numbers them: those of the
-    targets, which must not be more, and others at random."""
+    """`count` of the `size` classes of a shard that starts at class `first`, as increasing int64 within the shard: all
+    classes of the targets, at most `count`, and random others."""
     place = torch.arange(first, first + size, device=target.device)
     wanted = torch.zeros(size + 1, dtype=torch.int64, device=target.device)
     wanted.index_fill_(0, torch.where(target >= 0, target, size), 2**62)
@@ -72,7 +73,7 @@ def _normal(seed: int, step: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _SharedElasticFace(ElasticFace):
-    """ElasticFace whose margins all ranks draw alike."""
+    """ElasticFace with the same margins on all ranks."""
 
     seed: int = 0
     step: Any = None
@@ -82,7 +83,7 @@ class _SharedElasticFace(ElasticFace):
 
 
 def shared(margin: Any, seed: int, step: torch.Tensor) -> Any:
-    """The margin, drawing alike on all ranks what it would draw from each rank's own default generator."""
+    """The margin; if it draws from the default generator, in a form that draws the same on all ranks."""
     if isinstance(margin, ElasticFace) and margin.generator is None:
         options = {name: getattr(margin, name) for name in _OPTIONS}
         return _SharedElasticFace(**options, seed=seed, step=step)
@@ -95,8 +96,8 @@ def shared(margin: Any, seed: int, step: torch.Tensor) -> Any:
 
 @torch.no_grad()
 def draw_centers(weight: torch.Tensor, first: int, sub_centers: int, std: float, seed: int) -> None:
-    """Fill weight, the rows of the classes from `first` on, from N(0, std^2): what a class gets depends on the seed,
-    its number and the kind of device alone, not on which classes are here."""
+    """Fill weight, the rows of the classes from `first` on, from N(0, std^2). The numbers of a class depend on the
+    seed, the class and the kind of device alone, not on the shard."""
     if weight.is_meta or not weight.numel():
         return
     generator = torch.Generator(weight.device)

@@ -1,4 +1,4 @@
-"""Writing to folders that others may write to and to disks that may be full."""
+"""Writing of files where other processes may write and the disk may be full."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ except ImportError:  # not on Windows
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """An error of the system in what is written below is raised as such, with the path, whatever the writer made of it.
+    """Within the block an OSError is raised as such, with the path, also where the writer wraps it in another
+    exception.
 
     Raises:
-        OSError: as of the system; of a full disk it says that the disk is full.
+        OSError: as the system raises it; for a full disk the message says so.
     """
     try:
         yield
@@ -42,7 +43,7 @@ class FolderInUse(RuntimeError):
 
 
 def _lock(handle: int) -> bool:
-    """Whether the open file is this process's alone, until it is closed; where there are no locks it is."""
+    """Lock an open file until it is closed; whether that succeeded. True where locks do not exist."""
     if fcntl is None:
         return True
     try:
@@ -56,7 +57,8 @@ def _lock(handle: int) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold ``folder`` for this process alone, where the file system has locks; one that is killed lets go of it.
+    """Lock ``folder`` for this process, where the file system has locks. The lock ends with the process, also if it is
+    killed.
 
     Raises:
         FolderInUse: another process holds it.
@@ -74,7 +76,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _clear_away(path: Path) -> None:
-    """Remove what killed processes left of ``path``: files that nobody holds."""
+    """Remove temporary files of ``path`` that killed processes left: those that are not locked."""
     for left in path.parent.glob(f"{glob.escape(path.stem)}.*.tmp") if fcntl is not None else ():
         with contextlib.suppress(OSError), left.open("rb") as file:
             if _lock(file.fileno()):
@@ -83,10 +85,10 @@ def _clear_away(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of ``path`` when all is on the disk: what is there is never half.
+    """A temporary file to write to. It replaces ``path`` once all is on the disk, so that ``path`` is never incomplete.
 
     Raises:
-        OSError: of the system, with ``path``; what was there stays.
+        OSError: of the system, with ``path``, which is then unchanged.
     """
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:

@@ -1,9 +1,8 @@
-"""A head whose classes are sharded: each rank takes the statistics of its own classes, and the ranks' are merged.
+"""A head with sharded classes: each rank computes the statistics of its own classes, and these are merged.
 
-Everything else, margins, states and losses, is computed on every rank from the merged statistics of the global batch,
-the same numbers everywhere. The loss is thus one number that all ranks hold, not a sum over ranks, and what a merged
-statistic's gradient sends to each rank is that rank's own share of it: the backward of the merge needs no
-communication.
+Margins, states and losses are computed on every rank from the merged statistics of the global batch, with the same
+result on all. The loss is one number that all ranks have, not a sum over ranks. In the backward each rank takes its own
+part of the gradient of a merged statistic, which needs no communication.
 """
 
 from __future__ import annotations
@@ -37,17 +36,18 @@ class Shard(NamedTuple):
         return self.shards.size(self.ranks.rank)
 
     def samples(self, rank: int, rows: int) -> int:
-        """How many classes of a rank take part, given the rows of the global batch: a number that the sizes alone
-        decide, with room for every class that the rows may belong to, and never none of those that there are."""
+        """The number of classes of a rank that take part, for a global batch of so many rows. It depends on sizes
+        alone. It is at least the number of different targets that the shard can have, and at least 1 if the shard has
+        classes."""
         size = self.shards.size(rank)
         return max(round(self.sample_rate * size), min(size, max(rows, 1)))
 
     def taking_part(self, rows: int) -> int:
-        """How many classes of all ranks take part."""
+        """The number of classes of all ranks together that take part."""
         return sum(self.samples(rank, rows) for rank in range(self.shards.world_size))
 
     def local(self, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
-        """Targets as this shard numbers its classes."""
+        """The targets as class numbers of this shard, or as sentinels."""
         own = target - self.start
         local = torch.where((own >= 0) & (own < self.size), own, ABSENT)
         local = torch.where((target >= 0) & (target < self.shards.num_classes), local, OUTSIDE)
@@ -55,8 +55,8 @@ class Shard(NamedTuple):
 
 
 class ShardedHead(Head):
-    """A head over `shard`: x, target and scale are those of the global batch, weight has the rows of this shard; there
-    is no class_scale, and a bias, one a class of all, is the same for all of them."""
+    """A head over `shard`. x, target and scale are those of the global batch; weight has the rows of this shard. There
+    is no class_scale, and the bias, [C] over all classes, has one value for all."""
 
     @property
     def classes(self) -> int:
@@ -68,12 +68,12 @@ class ShardedHead(Head):
 
     @classmethod
     def over(cls, local: Head, target: torch.Tensor, ignore_index: int, shard: Shard) -> ShardedHead:
-        """The head of which `local` is this shard's, with targets that count all classes."""
+        """The sharded head from the head of this shard, with targets that number the classes of all shards."""
         options = local.options._replace(ignore_index=ignore_index, absent_index=ignore_index)
         return cls(*local)._replace(target=target, options=options, shard=shard)
 
     def _local(self) -> Head:
-        """The global batch against this shard's classes."""
+        """The head of the global batch and this shard's classes."""
         shard, bias = self.shard, self.bias
         if bias is not None:
             bias = replicated(bias[:1], shard.ranks).expand(len(self.weight) // self.options.sub_centers)
@@ -130,7 +130,7 @@ class _Merge(torch.autograd.Function):
 
 
 class _FromFirst(torch.autograd.Function):
-    """What all ranks compute alike from the gathered x: only the first sends a gradient back."""
+    """A value that all ranks compute from the gathered x, with the same result. Only rank 0 sends its gradient back."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, rank: int) -> torch.Tensor:
@@ -145,10 +145,10 @@ class _FromFirst(torch.autograd.Function):
 def merge(own: ClassRowStatistics, shard: Shard, kind: str) -> ClassRowStatistics:
     """The statistics over all classes from those over each shard's, the same bits on every rank.
 
-    One all_gather of 3 numbers a row (5 with quadratic negatives, whose hard ones are counted), and two of 3 more in
-    all where the hardest class is wanted; without, it is -1 and its cosine NaN. Where the other statistics are float32
-    there is one number more: what they leave of the target's cosine in float64. Its sum over ranks is exact, since all
-    ranks but one have 0.
+    One all_gather of 3 numbers for each row; 5 with quadratic negatives, for the sum and count of hard ones. If the
+    hardest class is needed, two more of 3 numbers together; otherwise it is -1 and its cosine NaN. If the statistics
+    are float32, one more number for each row: the target's cosine in float64 minus its float32 value. The sum of these
+    over ranks is exact, since all ranks but one have 0.
     """
     ranks, softmax = shard.ranks, kind not in SUMS
     target = own.target_cos.to(own.neg_lse.dtype)

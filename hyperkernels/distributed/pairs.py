@@ -1,7 +1,7 @@
-"""Pairs of one rank's rows with the columns of all ranks: the batches of the ranks of a group make one batch.
+"""Pairs of one rank's rows with the columns of all ranks: the batches of all ranks form one batch.
 
-A loss over them is one number that all ranks hold: the backward of a sum over ranks passes the gradient on as it is,
-and what each rank's rows send to another rank's columns travels back there.
+A loss over them is one number that all ranks have. The backward of a sum over ranks passes the gradient on unchanged.
+The gradients of another rank's columns are sent back to that rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Times(torch.autograd.Function):
-    """The value as it is, its gradient times a factor."""
+    """The identity; the gradient is multiplied by a factor."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, factor: float) -> torch.Tensor:
@@ -37,7 +37,7 @@ class _Times(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """Over ranks, of which each differentiates what it has put in."""
+    """The sum over ranks. Each rank gets the gradient of its own term."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, ranks: Ranks) -> torch.Tensor:
@@ -49,7 +49,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _ToOwners(torch.autograd.Function):
-    """[sum(rows), K], what this rank has for the rows of all; to [size, rows[rank], K], what all have for its own."""
+    """`Ranks.to_owners`, differentiable: from [sum(rows), K] to [size, rows[rank], K]."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, ranks: Ranks, rows: list[int]) -> torch.Tensor:
@@ -63,7 +63,7 @@ class _ToOwners(torch.autograd.Function):
 
 
 class Group:
-    """The processes whose batches make one, how their embeddings meet, and how the gradients are to be reduced."""
+    """The ranks whose batches form one, the kind of their pairs (gathered or ring), and the reduction of gradients."""
 
     def __init__(self, process_group: ProcessGroup, kind: type[RankPairs], gradient_reduction: str) -> None:
         self.ranks = Ranks(process_group)
@@ -71,15 +71,15 @@ class Group:
         self.factor = self.ranks.size if gradient_reduction == "mean" else 1
 
     def shared(self, value: torch.Tensor) -> torch.Tensor:
-        """What all ranks hold alike: each gets the whole of its gradient, whatever the reduction."""
+        """A value that is the same on all ranks; each rank gets its whole gradient, whatever the reduction."""
         return replicated(_Times.apply(value, 1 / self.factor), self.ranks) if value.requires_grad else value
 
     def rows(self, loss: torch.Tensor) -> torch.Tensor:
-        """The losses of this rank's rows, whose gradients are multiplied as the reduction wants."""
+        """The losses of this rank's rows, with gradients multiplied as the reduction requires."""
         return _Times.apply(loss, self.factor)
 
     def sum(self, *numbers: torch.Tensor | int) -> list[torch.Tensor]:
-        """Of scalars, over ranks: the same bits on all of them."""
+        """Sums of scalars over ranks, with the same bits on all ranks."""
         first = next(v for v in numbers if isinstance(v, torch.Tensor))
         scalars = [v if isinstance(v, torch.Tensor) else first.new_full((), v) for v in numbers]
         total = _Sum.apply(torch.stack([v.double() for v in scalars]), self.ranks)
@@ -91,8 +91,8 @@ class Group:
     def pairs(
         self, several: Sequence[Pairs], ids: torch.Tensor | None, ref_ids: torch.Tensor | None, numbered: bool
     ) -> list[Any]:
-        """In place of this rank's pairs those with the columns of all ranks. `several` differ in their labels alone,
-        which with `numbered` are the numbers of the rows on their rank."""
+        """Replace this rank's pairs by those with the columns of all ranks. `several` differ only in their labels; with
+        `numbered` the labels are row numbers within the rank, which are made global."""
         batch = Batch(self, several[0], ids, ref_ids)
         return [self.kind(batch, own, batch.first if numbered else 0) for own in several]
 
@@ -135,7 +135,7 @@ class Batch:
         return self.x if self.ref is None else self.ref
 
     def gathered(self, value: Any) -> torch.Tensor:
-        """Integers of the rows of ref, of all ranks."""
+        """Integers of the rows of ref, gathered from all ranks."""
         return gather_rows(value, self.group.ranks, self.rows)
 
     @property
@@ -174,8 +174,8 @@ class RankPairs(PairSource):
         raise NotImplementedError
 
     def own_columns(self, partial: PairRowStatistics, moments: bool) -> PairRowStatistics:
-        """The statistics of this rank's columns over all rows, from those of all columns over this rank's rows; only
-        count, sum and log-sum-exp."""
+        """The statistics of this rank's columns over the rows of all ranks, from those of all columns over this rank's
+        rows. Only count, sum and lse."""
         numbers = [partial.count.to(self.dtype), partial.lse, *([partial.sum] if moments else [])]
         parts = _ToOwners.apply(torch.stack(numbers, 1), self.group.ranks, self.batch.rows)
         count, value, *sums = parts.unbind(2)
@@ -184,7 +184,7 @@ class RankPairs(PairSource):
 
 
 class GatheredPairs(RankPairs):
-    """With the embeddings of all ranks in memory."""
+    """RankPairs with the embeddings of all ranks in memory."""
 
     def __init__(self, batch: Batch, own: Pairs, first: int) -> None:
         super().__init__(batch, own, first)

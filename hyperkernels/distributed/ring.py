@@ -1,9 +1,9 @@
-"""Pairs with the columns of all ranks, whose embeddings travel from rank to rank: no rank ever has more than its own
-block and the next one.
+"""Pairs with the columns of all ranks, whose embeddings travel from rank to rank: a rank has at most two blocks in
+memory, the present one and the next.
 
-Every rank takes the statistics of its rows over the block that visits it and sends the block on; the blocks' statistics
-are merged. In the backward the blocks go round again, followed by the sum of their gradients, which ends where it
-belongs.
+Every rank computes the statistics of its rows over the block that it has and sends the block on; the statistics of all
+blocks are merged. In the backward the blocks travel again, each followed by the sum of its gradients, which ends at the
+block's owner.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class RingPairs(RankPairs):
         )  # fmt: skip
 
     def visits(self, block: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """Whose block is here, and the block: this rank's own at first, then what the rank before had."""
+        """Yields (owner, block) for each block: this rank's own first, then those that arrive from the rank before."""
         ranks = self.group.ranks
         for step in range(ranks.size):
             last = step == ranks.size - 1
@@ -89,7 +89,7 @@ class RingPairs(RankPairs):
 
 
 def _unsorted(numbers: Sequence[torch.Tensor], order: torch.Tensor) -> PairRowStatistics:
-    """count, sum and lse, as they were before they were put in order."""
+    """Statistics of count, sum and lse, taken back from the order of the labels to that of the rows."""
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     count, total, value = (v[place] if v.numel() else v for v in numbers)
     return statistics(count, total, value)
@@ -100,9 +100,9 @@ def _tile(ask: Ask, problem: PairProblem) -> Tile:
 
 
 class _Ring(torch.autograd.Function):
-    """For each ask count, sum and lse of the rows, and with `both` of all columns over these rows.
+    """count, sum and lse of the rows for each Ask; with `both` also those of all columns over these rows.
 
-    `numbers` are scale and offset of each of these sides.
+    `numbers` are the scale and the offset of each side.
     """
 
     @staticmethod
@@ -165,7 +165,7 @@ def _at(v: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
 def _coefficients(
     d_sum: torch.Tensor | None, d_value: torch.Tensor | None, scale: torch.Tensor | None, value: torch.Tensor
 ) -> torch.Tensor:
-    """[4, N], as `op._BACKWARD` wants them."""
+    """The coefficients [4, N] of `op.BACKWARD`."""
     zero = torch.zeros_like(value)
     c0 = zero if d_value is None or scale is None else d_value * scale
     k0 = zero if d_sum is None or not d_sum.numel() else d_sum
@@ -182,7 +182,7 @@ def _round(
     need_x: bool,
     need_block: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The gradients of x and of this rank's block. They are needed on all ranks or on none."""
+    """The gradients of x and of this rank's block; all ranks need them, or none."""
     if not (need_x or need_block):
         return None, None
     dtype = accumulate_dtype(x.dtype)

@@ -1,4 +1,4 @@
-"""What checkpoints and clipping know of a module whose classes are shared out among ranks."""
+"""The interface of modules with sharded classes, for checkpoints and clipping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .shards import Shards
 
 
 class ShardedModule(ABC):
-    """A module whose `weight` has the rows of this rank's classes alone, sub_centers of them for each class."""
+    """A module whose `weight` has only the rows of this rank's classes, sub_centers for each class."""
 
     weight: torch.nn.Parameter  # [classes here * sub_centers, embedding_size]
     ranks: Ranks
@@ -24,5 +24,5 @@ class ShardedModule(ABC):
 
 
 def sharded_of(module: torch.nn.Module) -> dict[torch.Tensor, ShardedModule]:
-    """Those within a module, by their weights."""
+    """The sharded modules within a module, by their weights."""
     return {part.weight: part for part in module.modules() if isinstance(part, ShardedModule)}

@@ -1,4 +1,4 @@
-"""Which classes are whose."""
+"""The partition of the classes among ranks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What other libraries' wrappers do to a parameter that is a shard: they take the ranks' shards for copies of one.
+"""Finds wrappers that would treat the shards of the ranks as copies of one parameter.
 
-DistributedDataParallel copies the first rank's over the others and averages their gradients; FSDP puts one parameter
-together from pieces of all of them. Neither tells the modules inside it, so that a module looks for the wrapper itself.
+DistributedDataParallel overwrites the shards with that of rank 0 and averages their gradients; FSDP builds one
+parameter of pieces of all shards. Neither informs the modules inside it, so a module has to look for its wrapper.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ _HOLDERS: dict[str, tuple[str, Callable[[Any, int, int], list[int]]]] = {
 
 @_untraced
 def holder(module: int, weight: int, ranks: tuple[int, ...]) -> str:
-    """The wrapper that shares the weight of a module out among several of these ranks, "" where there is none; module
-    and weight are given by their ids. It looks at every object of the process, which takes some tenths of a second."""
+    """The name of the wrapper that handles the weight of a module over several of these ranks, "" if there is none;
+    module and weight are given by their ids. It looks at every object of the process, which takes some tenths of a
+    second."""
     known: dict[type, Any] = {}
     for found in gc.get_objects():
         kind = type(found)
@@ -60,6 +61,6 @@ def holder(module: int, weight: int, ranks: tuple[int, ...]) -> str:
 
 @_untraced
 def surroundings() -> int:
-    """The id of the DistributedDataParallel whose forward this is in, 0 outside any."""
+    """The id of the DistributedDataParallel whose forward is running, 0 if none is."""
     active = getattr(DistributedDataParallel, "_active_ddp_module", None)
     return 0 if active is None else id(active)

@@ -149,8 +149,9 @@ def log_barrier_loss(
     largest_radius: float = 0.4,
 ) -> torch.Tensor:
     """The log-barrier bi-directional contraction loss of ResAD++ (Yao et al., arXiv 2509.23741). With the radii
-    A_i = sqrt(|x_i| + 1) - 1, the barrier b(u) = softplus(u) e^u, where e^u is constant for the gradient, R = min(0.9 min of
-    the anomalies' A, 0.4), also constant, and r = 0.99 R, normal rows are moved between the radii r and R,
+    A_i = sqrt(|x_i| + 1) - 1, the barrier b(u) = softplus(u) e^u, where e^u is constant for the gradient,
+    R = min(0.9 min of the anomalies' A, 0.4), also constant, and r = 0.99 R, normal rows are moved between the radii r
+    and R,
 
         mean of b(A - R) where A > R   +   mean of b(r - A) where A < r,
 
