@@ -69,7 +69,7 @@ gpu:
 	HYPERKERNELS_BUILD=1 $(PYTHON) setup.py build_ext --inplace 2>&1 | tee "$$OUT/build.log"
 	$(PYTHON) -m hyperkernels | tee "$$OUT/hyperkernels.txt"
 	$(PYTHON) -c 'from hyperkernels import _backend as b; assert b.has_cuda_kernels(), "the CUDA kernels were not built"'
-	$(PYTHON) -m pytest -m gpu tests/test_*_gpu.py --junitxml="$$OUT/gpu-tests.xml" 2>&1 | tee "$$OUT/gpu-tests.log"
+	$(PYTHON) -m pytest -m gpu tests --junitxml="$$OUT/gpu-tests.xml" 2>&1 | tee "$$OUT/gpu-tests.log"
 	$(PYTHON) -m bench --device cuda --json "$$OUT/bench-cuda.json" --plots "$$OUT" 2>&1 | tee "$$OUT/bench-cuda.txt"
 
 # Out-of-bounds accesses and races, on the smallest tests; without the caching allocator every tensor has its own bounds.
@@ -78,7 +78,7 @@ sanitize:
 	@test -n "$${OUT:-}" || { echo "usage: make sanitize OUT=folder-for-results"; exit 2; }
 	mkdir -p "$$OUT"
 	for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  --target-processes all $(PYTHON) -m pytest -m gpu tests/test_*_gpu.py -k "$(SMALL)" 2>&1 | tee "$$OUT/$$tool.log"; done
+	  --target-processes all $(PYTHON) -m pytest -m gpu tests -k "$(SMALL)" 2>&1 | tee "$$OUT/$$tool.log"; done
 
 profile:
 	@test -n "$${OUT:-}" || { echo "usage: make profile OUT=folder-for-results"; exit 2; }

@@ -1,14 +1,12 @@
 import json
 import os
-import sys
 from pathlib import Path
 
-import aot
 import pytest
 import torch
-from support import REPORT, ROOT
 
-sys.path.insert(0, str(ROOT))  # bench/ and examples/ are tested from the checkout
+from tests.support import REPORT, ROOT, aot
+
 os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))  # by the hash of the source
 # A process that a worker of pytest-xdist starts is no worker: pytest-benchmark would measure nothing in one.
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_WORKER")]:
@@ -16,11 +14,14 @@ for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_WORKER
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def pytest_ignore_collect(collection_path):
-    """Triton's interpreter is chosen for a whole process, before Triton is imported."""
-    if collection_path.suffix == ".py" and collection_path.is_file():
-        return ("pytest.mark.interpreter" in collection_path.read_text()) != INTERPRETED or None
-    return None
+def pytest_ignore_collect(collection_path, config):
+    """Triton's interpreter is chosen for a whole process, before Triton is imported. `-m gpu` imports what it runs and
+    no more: the other tests ask for packages that a machine with a GPU may be without."""
+    if collection_path.suffix != ".py" or not collection_path.is_file():
+        return None
+    text = collection_path.read_text()
+    elsewhere = ("pytest.mark.interpreter" in text) != INTERPRETED
+    return elsewhere or (config.option.markexpr == "gpu" and "pytest.mark.gpu" not in text) or None
 
 
 def pytest_addoption(parser):
@@ -33,7 +34,7 @@ def pytest_sessionfinish(session):
     elif file := session.config.option.compiled:
         file.parent.mkdir(parents=True, exist_ok=True)
         kernels = sorted(aot.FOUND, key=lambda entry: [str(value) for value in entry.values()])
-        command = "python -m pytest tests/test_ahead_of_time*.py --compiled " + str(file)
+        command = "python -m pytest -m aot tests --compiled " + str(file)
         lines = ",\n".join("  " + json.dumps(entry) for entry in kernels)
         file.write_text(f'{{"command": {json.dumps(command)},\n "kernels": [\n{lines}\n]}}\n')
 

@@ -8,14 +8,13 @@ import sys
 import types
 import warnings
 
-import forced_compile_cases
 import pytest
 import torch
-from support import ROOT
 
 import hyperkernels as hk
 from hyperkernels import _backend
 from hyperkernels.__main__ import main
+from tests.support import ROOT, forced_compile_cases
 
 
 def run(code, **environment):

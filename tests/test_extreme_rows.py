@@ -1,10 +1,10 @@
 """What is called finite is finite and right at the ends of the dtypes' ranges."""
 
-import extreme_rows_cases as cases
 import pytest
 import torch
 
 import hyperkernels as hk
+from tests.support import extreme_rows_cases as cases
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])

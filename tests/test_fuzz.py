@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
-from fuzz import case, memory, processes, registry
-from support import ROOT
+
+from tests.fuzz import case, memory, processes, registry
+from tests.support import ROOT
 
 pytest.importorskip("hyperkernels._C")
 

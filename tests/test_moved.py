@@ -7,10 +7,10 @@ import warnings
 
 import pytest
 import torch
-from support import ROOT
 
 import hyperkernels as hk
 from hyperkernels import _moved
+from tests.support import ROOT
 
 
 def test_modules_that_were_pickled_load_and_run():

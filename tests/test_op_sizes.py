@@ -4,8 +4,9 @@ The ops are called as a C++ caller may call them, past the checks of the Python 
 """
 
 import pytest
-import tiled_ops
 import torch
+
+from tests.support import tiled_ops
 
 pytest.importorskip("hyperkernels._C")
 

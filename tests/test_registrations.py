@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 
-from support import ROOT
+from tests.support import ROOT
 
 REGISTRATION = re.compile(r'm\.impl\("(\w+)", &?(\w+)\)')
 

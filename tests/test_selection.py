@@ -5,7 +5,8 @@ import re
 
 import pytest
 from _pytest.mark.expression import Expression
-from support import ROOT
+
+from tests.support import ROOT
 
 MARKERS = re.findall(r'^  "(\w+): ', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
 ELSEWHERE = {"gpu", "rehearsal"}  # make gpu and make rehearse run them

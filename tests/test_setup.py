@@ -5,8 +5,9 @@ import runpy
 import pytest
 import setuptools
 import torch
-from support import ROOT
 from torch.utils import cpp_extension
+
+from tests.support import ROOT
 
 
 @pytest.fixture

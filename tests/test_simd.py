@@ -6,10 +6,10 @@ import subprocess
 
 import pytest
 import torch
-from mutants import COMPILER
-from support import ROOT
 
 import hyperkernels as hk
+from tests.support import ROOT
+from tests.support.mutants import COMPILER
 
 PROGRAM = r"""
 #include "simd.h"

@@ -5,8 +5,3 @@ same two always make the same call. It is a problem that the op must take (`vali
 layout, a problem with some arguments spoiled, or arguments drawn from the schema alone. Cases run in child processes:
 what kills a child, or holds it for too long, is laid at the door of the case it was at.
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the makers of problems that the tests use too

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from margin_softmax_kernel_cases import PARAMETERS, Case, make
 
 from hyperkernels.kernels.margin_softmax import problem
 from hyperkernels.kernels.margin_softmax.negatives import SUMS
 from hyperkernels.kernels.margin_softmax.problem import plan_triton
+from tests.support.margin_softmax_kernel_cases import PARAMETERS, Case, make
 
 from .registry import Arguments, Context, valid
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import optim_cases
-import sphere_optim_cases
 import torch
+
+from tests.support import optim_cases, sphere_optim_cases
 
 from .registry import Arguments, Context, valid
 

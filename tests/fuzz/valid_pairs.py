@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pair_cases
 import torch
-from pair_selection_kernel_cases import SELECTS, SIMILARITIES, make, make_edges
 
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining.op import Columns
 from hyperkernels.kernels.pair_mining.reference import PairProblem
+from tests.support import pair_cases
+from tests.support.pair_selection_kernel_cases import SELECTS, SIMILARITIES, make, make_edges
 
 from .registry import Arguments, Context, valid
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from sphere_triton_cases import OPERATIONS, inputs
 
 from hyperkernels._dtypes import accumulate_dtype
+from tests.support.sphere_triton_cases import OPERATIONS, inputs
 
 from .registry import Arguments, Context, valid
 

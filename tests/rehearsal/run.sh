@@ -28,13 +28,13 @@ python -m hyperkernels
 python -c 'from hyperkernels import _backend as b; assert b.has_cuda_kernels(), "the CUDA kernels were not built"'
 
 step "tests of the CPU that are quick"
-test_ -m "not slow" tests/test_{backend,unit_norm,nn,margins,margin_softmax_edges}.py
+test_ -m "not slow" tests/{test_backend,kernels/unit_norm/test_unit_norm,nn/test_margin_softmax,margins/test_margins,kernels/margin_softmax/test_edges}.py
 
 step "compiling and exporting, which that torch does otherwise"
 test_ -m "not slow and not gpu" -k "compile or compiled or export" --ignore tests/rehearsal tests
 
 step "collecting the tests of the GPU"
-test_ -m gpu --collect-only tests/test_*_gpu.py > "$stack/collected.log" || { tail -n 60 "$stack/collected.log"; exit 1; }
+test_ -m gpu --collect-only tests > "$stack/collected.log" || { tail -n 60 "$stack/collected.log"; exit 1; }
 tail -n 1 "$stack/collected.log"
 
 step "launching every kernel without a GPU"

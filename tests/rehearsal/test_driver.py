@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-import aot
-import pretend_driver
 import pytest
 import torch
 import triton
 import triton.language as tl
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
+
+from tests.support import aot
+
+from . import pretend_driver
 
 pytestmark = pytest.mark.rehearsal
 

@@ -2,11 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import aot
-import pretend_driver
 import pytest
 
 import hyperkernels
+from tests.support import aot
+
+from . import pretend_driver
 
 pytestmark = pytest.mark.rehearsal
 

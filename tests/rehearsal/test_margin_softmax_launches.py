@@ -1,11 +1,11 @@
 """Every launch of the class softmax."""
 
-import margin_softmax_kernel_cases as cases
 import pytest
 import torch
 
 from hyperkernels.kernels.margin_softmax.negatives import KINDS
 from hyperkernels.kernels.margin_softmax.triton.kernels import tile_classes
+from tests.support import margin_softmax_kernel_cases as cases
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

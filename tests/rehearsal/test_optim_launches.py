@@ -1,9 +1,10 @@
 """Every launch of the optimisers."""
 
-import optim_cases as rows
 import pytest
-import sphere_optim_cases as sphere
 import torch
+
+from tests.support import optim_cases as rows
+from tests.support import sphere_optim_cases as sphere
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -1,12 +1,13 @@
 """Every launch of the ops that return pairs."""
 
-import pair_selection_cases as cases
-import pretend_driver
 import pytest
 import torch
-from launchers import launchers
 
 from hyperkernels._dtypes import accumulate_dtype
+from tests.support import pair_selection_cases as cases
+from tests.support.launchers import launchers
+
+from . import pretend_driver
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(1, 1, 1), (33, 129, 100), (3, 5, 0), (0, 3, 2), (3, 0, 2)]

@@ -1,10 +1,10 @@
 """Every launch of the pair statistics."""
 
-import pair_cases as cases
 import pytest
 import torch
 
 from hyperkernels.kernels.pair_mining import op
+from tests.support import pair_cases as cases
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TILE = op.Tile(256, 512)  # the CPU's: the Triton kernels have their own

@@ -1,9 +1,10 @@
 """Every launch of the geometry of the sphere."""
 
 import pytest
-import sphere_triton_cases as cases
 import torch
-from launchers import launchers
+
+from tests.support import sphere_triton_cases as cases
+from tests.support.launchers import launchers
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

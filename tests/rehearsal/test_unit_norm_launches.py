@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from launchers import launchers
+
+from tests.support.launchers import launchers
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -11,19 +11,18 @@ from pathlib import Path
 from .environment import environment, explained
 from .self_check import check
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Every op with C++ kernels is reached by one of these.
 TESTS = [
-    f"tests/test_{name}.py"
-    for name in (
-        "unit_norm", "sphere_kernels", "optim_rows", "optim_sphere", "margin_softmax_kernels",
-        "sampled_classes_kernels", "pair_statistics_kernels", "pair_selections_kernels", "pair_bins_kernels",
-    )
-]  # fmt: skip
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "kernels").rglob("test_*kernels.py")),
+    "tests/kernels/unit_norm/test_unit_norm.py",
+    "tests/optim/test_rows.py",
+    "tests/optim/test_sphere.py",
+]
 # What measures memory means nothing here, and compilers take minutes.
 LEFT_OUT = "not memory and not compile"
 # It computes its truth in plain PyTorch once for each tile of classes: half an hour under the sanitizers.
-TOO_LONG = "tests/test_margin_softmax_kernels.py::test_skipped_tiles"
+TOO_LONG = "tests/kernels/margin_softmax/test_kernels.py::test_skipped_tiles"
 CAPABILITIES = ("baseline", "avx2", "avx512")  # lowered where the processor has less
 
 

@@ -1,0 +1,231 @@
+"""Runs tests on mutants of a kernel family: each drops one piece of the mathematics, and a test must go red for it.
+
+C++ mutants are compiled from the changed source and loaded over the registered kernels; Python mutants are patched in.
+Compiling is most of the work. So it is for one instruction set, with PyTorch's headers compiled beforehand, of what
+includes the changed file; the rest is the built extension's. `make clean` forgets what has been compiled.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import ROOT, report
+
+UNCHANGED = "nothing changed"  # the mutant that stays green
+COMPILER = os.environ.get("CXX", "c++")
+KEPT = ROOT / "build" / "mutants"
+
+# A failing example is enough: none is made smaller. The summary says what every red test died of: hypothesis raises the
+# assertion itself, or a group of them, and gradcheck an error of its own.
+PLUGIN = """
+import os, warnings
+import hypothesis
+import pytest
+import torch
+import hyperkernels
+from torch.autograd.gradcheck import GradcheckError
+
+red = []
+
+def leaves(error):
+    return [leaf for one in error.exceptions for leaf in leaves(one)] if hasattr(error, "exceptions") else [error]
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.failed:
+        values = (AssertionError, GradcheckError)
+        others = {type(e).__name__ for e in leaves(call.excinfo.value) if not isinstance(e, values)}
+        red.append((item.nodeid, "values" if call.when == "call" and not others else ", ".join(others) or call.when))
+
+def pytest_terminal_summary(terminalreporter):
+    for node, by in red:
+        terminalreporter.write_line(f"RED by {by}: {node}")
+
+phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+hypothesis.settings.load_profile("mutants")
+if os.environ.get("MUTANT_LIBRARY"):
+    warnings.simplefilter("ignore")
+    torch.ops.load_library(os.environ["MUTANT_LIBRARY"])
+exec(os.environ.get("MUTANT_PYTHON", ""))
+"""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`new` instead of `old` in a file of csrc/<family> or, if it is Python, of hyperkernels; or Python code.
+
+    The functions of a changed Python file do what the changed ones do, also where other modules have taken them out.
+    """
+
+    name: str
+    file: str = ""
+    old: str = ""
+    new: str = ""
+    python: str = ""
+    units: Sequence[str] = ()  # the C++ files that are compiled with the change; empty: all that include it
+    caught_by: Sequence[str] = ()  # tests of which all must go red; empty: any of the family's
+
+    def change(self, path: Path) -> str:
+        text = path.read_text()
+        assert text.count(self.old) == 1, f"{self.old!r} stands {text.count(self.old)} times in {self.file}"
+        return text.replace(self.old, self.new)
+
+    def patch(self, family: str) -> str:
+        """Python code that makes the change."""
+        if not self.file.endswith(".py"):
+            return self.python
+        path = ROOT / "hyperkernels" / self.file
+        module = ".".join(("hyperkernels", *Path(self.file).with_suffix("").parts))
+        lines = (
+            f"import importlib, types; module = importlib.import_module({module!r})",
+            f"changed = dict(vars(module)); exec(compile({self.change(path)!r}, {str(path)!r}, 'exec'), changed)",
+            "for name, old in vars(module).items():",
+            "    if isinstance(old, types.FunctionType) and old.__module__ == module.__name__:",
+            "        old.__code__ = changed[name].__code__",
+        )
+        return "\n".join(lines)
+
+
+class Compiler:
+    """Compiles files of csrc for one instruction set. What it makes is kept under a hash of all that it is made of."""
+
+    def __init__(self) -> None:
+        from torch.utils import cpp_extension
+
+        self.links = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+        includes = [f"-I{path}" for path in cpp_extension.include_paths()]
+        self.flags = ["-std=c++20", "-O1", "-fopenmp", "-fPIC", *includes]
+        self.version = f"{run([COMPILER, '--version'])} {torch.__version__} {torch.version.git_version}"
+
+    def kept(self, name: str, parts: Iterable[str], make: Callable[[Path], object]) -> Path:
+        key = hashlib.sha256("\0".join([self.version, *self.flags, *parts]).encode()).hexdigest()[:20]
+        path = KEPT / key / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (path.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+            if not path.exists():
+                partial = path.with_suffix(".partial")
+                make(partial)
+                partial.replace(path)
+        return path
+
+    def headers(self) -> Path:
+        """PyTorch's, compiled beforehand: the name under which the compiler finds them."""
+        text = "#include <ATen/ATen.h>\n#include <torch/library.h>\n"
+
+        def make(partial: Path) -> None:
+            source = partial.with_name("prefix.h")
+            source.write_text(text)
+            run([COMPILER, *self.flags, "-x", "c++-header", str(source), "-o", str(partial)])
+
+        return self.kept("prefix.h.gch", [text], make).with_suffix("")
+
+    def compile(self, unit: Path) -> Path:
+        prefix = str(self.headers())
+        command = [COMPILER, *self.flags, "-include", prefix, "-x", "c++", "-c", str(unit), "-o"]
+        parts = [path.read_text() for path in sorted(included(unit))]
+        return self.kept(f"{unit.stem}.o", parts, lambda partial: run([*command, str(partial)]))
+
+
+def library(family: str, mutant: Mutant, folder: Path) -> Path | None:
+    """The family's kernels whose source the mutation reaches; what else they call is in the built extension."""
+    if mutant.python or mutant.file.endswith(".py"):
+        return None
+    from hyperkernels import _C
+
+    compiler = Compiler()
+    csrc = shutil.copytree(ROOT / "csrc", folder / "csrc")
+    simd = csrc / "simd.h"
+    text = simd.read_text()
+    assert text.count("#if defined(__x86_64__)") == 1
+    simd.write_text(text.replace("#if defined(__x86_64__)", "#if 0"))
+    units = sorted((csrc / family).glob("*.cpp"))
+    if mutant.name != UNCHANGED:
+        changed = (csrc / family / mutant.file).resolve()
+        reached = [unit for unit in units if changed in included(unit)]
+        units = [unit for unit in reached if not mutant.units or unit.name in mutant.units]
+        assert any("TORCH_LIBRARY_IMPL" in unit.read_text() for unit in units), "no kernel would be another one"
+        changed.write_text(mutant.change(changed))
+    made = folder / "mutant.so"
+    objects = map(str, map(compiler.compile, units))
+    run([COMPILER, "-shared", "-fopenmp", *objects, _C.__file__, *compiler.links, "-o", str(made)])
+    return made
+
+
+def included(source: Path) -> set[Path]:
+    """The file, and those of csrc that it includes, itself or through others."""
+    found, waiting = set(), [source.resolve()]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            names = re.findall(r'^#include "([\w./]+)"', path.read_text(), flags=re.MULTILINE)
+            beside = ((path.parent / name).resolve() for name in names)
+            waiting += [other for other in beside if other.exists()]
+    return found
+
+
+def run(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+    return done.stdout
+
+
+def run_tests(library: Path | None, python: str, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+        "MUTANT_LIBRARY": str(library or ""),
+        "MUTANT_PYTHON": python,
+        "OMP_NUM_THREADS": "1",  # as many mutants as cores run at once
+    }
+    command = [sys.executable, "-m", "pytest", "-p", "mutant_plugin", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def check(family: str, mutant: Mutant, arguments: Sequence[str], folder: Path) -> None:
+    """Runs the mutant's tests on it; `arguments` choose those of the family."""
+    if importlib.util.find_spec("hyperkernels._C") is None:
+        pytest.skip("the compiled extension is not built")
+    if shutil.which(COMPILER) is None:
+        pytest.skip("no C++ compiler")
+    (folder / "mutant_plugin.py").write_text(PLUGIN)
+    made = library(family, mutant, folder)
+    assert_caught(mutant, run_tests(made, mutant.patch(family), mutant.caught_by or arguments, folder))
+
+
+def parameters(mutants: Iterable[Mutant], everyday: str) -> list[Any]:
+    """`make test` takes the mutants in Python, and that one of those that are compiled."""
+    quick = [mutant for mutant in mutants if mutant.python or mutant.file.endswith(".py") or mutant.name == everyday]
+    assert any(mutant.name == everyday for mutant in quick)
+    return [pytest.param(m, id=m.name, marks=() if m in quick else pytest.mark.slow) for m in mutants]
+
+
+def assert_caught(mutant: Mutant, result: subprocess.CompletedProcess) -> None:
+    """By assertions about values: a mutant that cannot run proves nothing. The summary says which test caught which."""
+    if mutant.name == UNCHANGED:
+        assert result.returncode == 0, result.stdout + result.stderr
+        return
+    assert result.returncode == 1, f"the tests stay green: {result.stdout}{result.stderr}"
+    causes = dict(reversed(line) for line in re.findall(r"^RED by (.+?): (.+)$", result.stdout, flags=re.MULTILINE))
+    assert causes, result.stdout + result.stderr
+    others = {test: cause for test, cause in causes.items() if cause != "values"}
+    assert not others, f"not red by an assertion about values: {others}\n{result.stdout}"
+    missing = [test for test in mutant.caught_by if not any(found.startswith(test) for found in causes)]
+    assert not missing, f"green: {missing}\n{result.stdout}"
+    red = dict.fromkeys(test.split("::")[-1].split("[")[0] for test in causes)
+    report(f"{mutant.name}: {', '.join(red)} went red")
