@@ -6,17 +6,14 @@ resumed run continues the same sequence on any number of ranks.
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, fields
-from typing import Any
+from functools import partial
 
 import torch
 
 from .._fake import register_fake
-from ..margins import ElasticFace, InterClassFilter
+from ..margins.base import Callback, Margin, as_margin
 
 BLOCK = 1024  # classes whose centres are drawn together
-_OPTIONS = tuple(field.name for field in fields(ElasticFace))
 
 # The finaliser of splitmix64 (Steele et al., 2014), in the wrapping arithmetic of int64.
 _STEP, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -71,27 +68,9 @@ def _normal(seed: int, step: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.special.ndtri(uniform).to(like.dtype)
 
 
-@dataclass(frozen=True)
-class _SharedElasticFace(ElasticFace):
-    """ElasticFace with the same margins on all ranks."""
-
-    seed: int = 0
-    step: Any = None
-
-    def draw(self, like: torch.Tensor) -> torch.Tensor:
-        return self.m + self.std * _normal(self.seed, self.step, like)
-
-
-def shared(margin: Any, seed: int, step: torch.Tensor) -> Any:
+def shared(margin: Margin | Callback, seed: int, step: torch.Tensor) -> Margin:
     """The margin; if it draws from the default generator, in a form that draws the same on all ranks."""
-    if isinstance(margin, ElasticFace) and margin.generator is None:
-        options = {name: getattr(margin, name) for name in _OPTIONS}
-        return _SharedElasticFace(**options, seed=seed, step=step)
-    if isinstance(margin, InterClassFilter):
-        filtered = copy.copy(margin)
-        filtered.margin = shared(margin.margin, seed, step)
-        return filtered
-    return margin
+    return as_margin(margin).shared(partial(_normal, seed, step))
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -58,6 +60,12 @@ class ElasticFace(Margin):
     def draw(self, like: torch.Tensor) -> torch.Tensor:
         """Fresh margins, one a row."""
         return torch.empty_like(like).normal_(self.m, self.std, generator=self.generator)
+
+    def shared(self, normal: Callable[[torch.Tensor], torch.Tensor]) -> Margin:
+        if self.generator is not None:
+            return self
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        return _SharedElasticFace(**options, normal=normal)
 
     def assign(self, margins: torch.Tensor, target_cos: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
         """The margins in the order of ``plus``; rows that do not count keep theirs."""
@@ -155,6 +163,19 @@ class AdaFace(torch.nn.Module, Margin):
 
     def extra_repr(self) -> str:
         return f"m={self.m}, h={self.h}, t_alpha={self.t_alpha}, gradient={self.gradient!r}, clip={self.clip}"
+
+
+_OPTIONS = tuple(field.name for field in fields(ElasticFace))
+
+
+@dataclass(frozen=True)
+class _SharedElasticFace(ElasticFace):
+    """ElasticFace with the same margins on all ranks."""
+
+    normal: Any = None
+
+    def draw(self, like: torch.Tensor) -> torch.Tensor:
+        return self.m + self.std * self.normal(like)
 
 
 @dataclass(frozen=True)

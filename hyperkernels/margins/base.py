@@ -65,6 +65,11 @@ class Margin:
         """psi [N], from the rows and their statistics."""
         return self(rows.target_cos, rows.x_norm)
 
+    def shared(self, normal: Callable[[torch.Tensor], torch.Tensor]) -> Margin:
+        """The margin for a batch that several ranks hold: where it draws random numbers, with those of `normal`, which
+        fills a tensor like the one given from N(0, 1), the same on all ranks."""
+        return self
+
     def penalty(self, rows: Rows) -> torch.Tensor | None:
         """A further term of the loss of each row, [N], or None."""
         return None

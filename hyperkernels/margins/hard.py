@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -274,6 +276,11 @@ class InterClassFilter(torch.nn.Module, Margin):
 
     def target_logits(self, rows: Rows, statistics: ClassRowStatistics) -> torch.Tensor:
         return self.margin.target_logits(rows, statistics)
+
+    def shared(self, normal: Callable[[torch.Tensor], torch.Tensor]) -> Margin:
+        filtered = copy.copy(self)
+        filtered.margin = self.margin.shared(normal)
+        return filtered
 
     def penalty(self, rows: Rows) -> torch.Tensor | None:
         return self.margin.penalty(rows)

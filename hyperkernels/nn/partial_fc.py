@@ -20,7 +20,7 @@ from ..heads import losses
 from ..heads.functional import ClassStatistics, check_head
 from ..kernels.margin_softmax.problem import ABSENT, IGNORED
 from ..margins import ArcFace, Margin
-from ..margins.base import Callback, as_margin
+from ..margins.base import Callback
 from .margin_softmax import MarginHead
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ class PartialFC(MarginHead, ShardedModule):
         step = self.draws.clone()
         if self.training:
             self.draws.add_(1)
-        margin = as_margin(shared(self.margin, ~self.seed, step))
+        margin = shared(self.margin, ~self.seed, step)
         margin.check(self.num_classes, self.normalize_x, self.normalize_weight)
         head, first = self.head(x, target, step, return_statistics)
         loss, statistics, head = losses.margin_softmax(head, margin, "mean", self.label_smoothing, self.smoothing_over)
