@@ -98,6 +98,11 @@ def _leaves(path: tuple[int, ...], kind: Any, value: Any) -> Iterator[tuple[tupl
         yield from _leaves((*path, i), inner, own)
 
 
+def constants_of(value: Any) -> Any:
+    """The types of a tuple of constants."""
+    return type(value)(*["constexpr"] * len(value))
+
+
 def named_constants(constants: Mapping[str, Any]) -> dict[str, Any]:
     """The constants of a kernel, those in tuples among them."""
     named = {}

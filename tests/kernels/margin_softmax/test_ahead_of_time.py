@@ -69,7 +69,8 @@ def margin_softmax_check(monkeypatch, target, dtype, only=TILED, **problem):
         if only and name not in only:
             continue
         found = aot.compile_triton(kernel, target, signature, constants, **options)
-        tile = " ".join(f"{key[6:].lower()} {value}" for key, value in constants.items() if key.startswith("BLOCK"))
+        sizes = {key: size for key, size in aot.named_constants(constants).items() if key.startswith("BLOCK")}
+        tile = " ".join(f"{key[6:].lower()} {size}" for key, size in sizes.items())
         where = f"{TYPES[dtype]} {problem} {tile} {options}"
         blocks = (
             f"{min(65536 // (32 * options['num_warps'] * max(found.registers, 1)), 2**18 // (found.shared + 1024))}"
@@ -78,7 +79,7 @@ def margin_softmax_check(monkeypatch, target, dtype, only=TILED, **problem):
         print(report)
         assert found.stack <= aot.SPILLED[target], report
         assert found.shared <= aot.SHARED[target], report
-        rows = constants["BLOCK_CLASSES" if name == "weight" else "BLOCK_ROWS"]
+        rows = sizes["BLOCK_CLASSES" if name == "weight" else "BLOCK_ROWS"]
         if target == "sm_90" and dtype.itemsize == 2 and name in TILED:
             assert rows < 64 or "wgmma.mma_async" in found.text, report
             assert problem.get("d", 512) < 128 or "cp.async" in found.text, report

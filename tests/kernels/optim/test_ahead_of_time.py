@@ -12,23 +12,28 @@ pytestmark = [pytest.mark.aot, needs_triton]
 
 
 def resources(family, kernel, target, dtype, dim, given):
+    from hyperkernels.kernels.optim.triton.kernels import DeviceGradient
+
     state = "*fp64" if dtype == torch.float64 else "*fp32"
-    signature = {"step_ptr": "*i32", "index_ptr": "*i64", "count": "i64", "rows": "i64"}
-    signature |= dict.fromkeys(("weight_ptr", "point_ptr", "gradient_ptr"), f"*{TYPES[dtype]}")
+    signature = {"step_ptr": "*i32", "count": "i64", "rows": "i64"}
+    signature |= dict.fromkeys(("weight_ptr", "point_ptr"), f"*{TYPES[dtype]}")
     signature |= dict.fromkeys(("buffer_ptr", "mean_ptr", "square_ptr", "largest_ptr"), state)
-    signature |= {"lr_ptr": "*fp64", "grad_scale_ptr": "*fp32", "found_inf_ptr": "*fp32"}
+    pointers = ("*i64", "*fp64", "*fp32", "*fp32") if given else ("constexpr",) * 4
+    gradient = DeviceGradient(f"*{TYPES[dtype]}", *pointers)
+    if "point_ptr" in kernel.arg_names:
+        gradient = gradient._replace(index="constexpr")
     # Numbers of the host are float64 because their parameters are annotated so: the launcher compiles for the same.
     scalars = [p.name for p in kernel.params if p.annotation_type]
     assert all(p.annotation_type == "fp64" for p in kernel.params if p.annotation_type)
     signature |= dict.fromkeys(scalars, "fp64")
-    constants = {"NESTEROV": True, "MAXIMIZE": False, "D": dim}
-    optional = ("index_ptr", "lr_ptr", "grad_scale_ptr", "found_inf_ptr", "largest_ptr")
+    constants = {"NESTEROV": True, "MAXIMIZE": False, "given": DeviceGradient(*[None] * 5)}
     if not given:
-        constants |= dict.fromkeys(optional)
+        constants["largest_ptr"] = None
     config = family.configuration(dim, dtype.itemsize)
     warps = config.pop("num_warps")
     constants = {name: value for name, value in (constants | config).items() if name in kernel.arg_names}
     signature = {name: kind for name, kind in signature.items() if name in kernel.arg_names and name not in constants}
+    signature |= {"given": gradient, "blocks": aot.constants_of(config["blocks"])}
     assert set(signature) | set(constants) == set(kernel.arg_names)
     return aot.compile_triton(kernel, target, signature, constants, num_warps=warps)
 

@@ -8,6 +8,7 @@ import torch
 
 import hyperkernels as hk
 from hyperkernels.kernels.optim.triton import kernels as triton_kernels
+from hyperkernels.kernels.triton.rows import row_blocks
 from tests.support import combinations
 from tests.support import optim_cases as cases
 from tests.support.launchers import launchers
@@ -31,8 +32,9 @@ def test_the_last_step(kind, options):
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_rows_of_more_than_a_block(kind, monkeypatch):
-    blocks = {"BLOCK_ROWS": 2, "BLOCK_D": 16, "num_warps": 1}
-    monkeypatch.setattr(triton_kernels, "configuration", lambda *_: blocks)
+    monkeypatch.setattr(
+        triton_kernels, "configuration", lambda dim, _: {"blocks": row_blocks(dim, 2, 16), "num_warps": 1}
+    )
     cases.check(TRITON, kind, cases.problem(kind, 11, 37, 5), next(iter(cases.OPTIONS[kind].values())))
 
 

@@ -6,6 +6,7 @@ import torch
 
 import hyperkernels as hk
 from hyperkernels.kernels.optim.triton import sphere as triton_sphere
+from hyperkernels.kernels.triton.rows import row_blocks
 from tests.support import sphere_optim_cases as cases
 from tests.support.launchers import launchers
 
@@ -21,8 +22,9 @@ def test_against_the_loop_by_hand(kind, name, dtype):
 
 @pytest.mark.parametrize(("kind", "name"), cases.CASES)
 def test_vectors_of_more_than_a_block(kind, name, monkeypatch):
-    blocks = {"BLOCK_ROWS": 2, "BLOCK_D": 16, "num_warps": 1}
-    monkeypatch.setattr(triton_sphere, "configuration", lambda *_: blocks)
+    monkeypatch.setattr(
+        triton_sphere, "configuration", lambda dim, _: {"blocks": row_blocks(dim, 2, 16), "num_warps": 1}
+    )
     cases.check(TRITON[kind], kind, name, shapes=[(5, 37), (2, 64)])
 
 
@@ -44,8 +46,9 @@ def test_edges(dtype):
 @pytest.mark.parametrize("block", [64, 16])
 @pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 100), (torch.float64, 600), (torch.float64, 1000)])
 def test_long_points(dtype, power, block, monkeypatch):
-    blocks = {"BLOCK_ROWS": 2, "BLOCK_D": block, "num_warps": 1}
-    monkeypatch.setattr(triton_sphere, "configuration", lambda *_: blocks)
+    monkeypatch.setattr(
+        triton_sphere, "configuration", lambda dim, _: {"blocks": row_blocks(dim, 2, block), "num_warps": 1}
+    )
     cases.check_long_points(TRITON, dtype, power)
 
 
@@ -53,8 +56,9 @@ def test_long_points(dtype, power, block, monkeypatch):
 def test_ends_out_of_range(block, monkeypatch):
     """Steps whose squares overflow float32, whole and in blocks; a step to the centre of the sphere, where the point
     stays and its momentum does not."""
-    blocks = {"BLOCK_ROWS": 1, "BLOCK_D": block, "num_warps": 1}
-    monkeypatch.setattr(triton_sphere, "configuration", lambda *_: blocks)
+    monkeypatch.setattr(
+        triton_sphere, "configuration", lambda dim, _: {"blocks": row_blocks(dim, 1, block), "num_warps": 1}
+    )
     for kind, name in (("sgd", "plain"), ("adam", "usual")):
         p, options = cases.problem(kind, name, [(4, 33)]), cases.OPTIONS[kind][name]
         p.gradients[0][:, 20:] *= 1e3

@@ -9,7 +9,7 @@ from tests.support import aot, combinations
 from tests.support.aot import TYPES, needs_triton
 
 # What has one kind of element and what has the accumulator's.
-ROWS = [f"{name}_ptr" for name in ("grad", "x", "y", "v", "h", "block", "out", "dx", "dy", "dv", "dh", "dblock")]
+ROWS = [f"{name}_ptr" for name in ("grad", "x", "out", "dx", "dy", "dv", "dh", "dblock")]
 NUMBERS = [f"{name}_ptr" for name in ("t", "dt", "alpha", "dalpha", "scale", "dscale")]
 
 pytestmark = [pytest.mark.aot, needs_triton]
@@ -29,16 +29,22 @@ def resources(target, name, dtype, dim, kind=None):
     signature |= dict.fromkeys(("rows", "scale_rows", "segments", "splits"), "i32")
     if name == "segment_sum":
         signature["out_ptr"] = accumulator
-    constants = {"D": dim, "BLOCK_ROWS": config.block_rows, "BLOCK_D": config.block_d}
+    blocks = config.blocks(dim)
+    signature["blocks"], constants = aot.constants_of(blocks), {"blocks": blocks}
     # The launcher finds out which strides are multiples of 16; here the compiler learns it from the number.
     constants |= {name: dim for name in kernel.arg_names if name.endswith("_stride")}
+    if "pair" in kernel.arg_names:
+        rows = signature["x_ptr"]
+        signature["pair"] = family.RowPair(rows, rows, "constexpr", "constexpr")
+        constants["pair"] = family.RowPair(None, None, dim, dim)
     if kind is not None:
         constants["KIND"] = module.KINDS[kind]
         if kind == "angle":
             signature |= dict.fromkeys(("out_ptr", "grad_ptr"), accumulator)
         if kind != "slerp" and "t_ptr" in kernel.arg_names:
             constants |= dict.fromkeys([n for n in ("t_ptr", "dt_ptr") if n in kernel.arg_names])
-    signature = {n: k for n, k in signature.items() if n in kernel.arg_names and n not in constants}
+    signature = {n: k for n, k in signature.items() if n in kernel.arg_names}
+    signature = {n: k for n, k in signature.items() if isinstance(k, tuple) or n not in constants}
     assert set(signature) | set(constants) == set(kernel.arg_names)
     return aot.compile_triton(kernel, target, signature, constants, num_warps=config.warps)
 

@@ -10,6 +10,7 @@ import triton.language as tl
 import hyperkernels as hk
 from hyperkernels.kernels.sphere.triton import kernels as triton_kernels
 from hyperkernels.kernels.sphere.triton import rows as triton_rows
+from hyperkernels.kernels.triton.rows import program_rows
 from tests.support import sphere_triton_cases as cases
 from tests.support.launchers import launchers
 
@@ -171,7 +172,7 @@ def test_circular_functions(dtype):
 
 @triton.jit
 def rows_of(out_ptr, there_ptr, program, rows, BLOCK_ROWS: tl.constexpr):
-    row, there = triton_rows.program_rows(program, rows, BLOCK_ROWS)
+    row, there = program_rows(program, rows, BLOCK_ROWS)
     tl.store(out_ptr + tl.arange(0, BLOCK_ROWS), row)
     tl.store(there_ptr + tl.arange(0, BLOCK_ROWS), there)
 

@@ -24,13 +24,14 @@ def unit_norm_resources(target: str, dtype: torch.dtype, dim: int) -> list[aot.R
         False: (family.forward_kernel, family.backward_kernel),
         True: (family.forward_wide_kernel, family.backward_wide_kernel),
     }[config.wide]
-    constants = {"D": dim, "BLOCK_ROWS": config.block_rows, "BLOCK_D": config.block_d}
-    constants |= family.floor_constants(1e-12, dtype)
+    blocks = family.row_blocks(dim, config.block_rows, config.block_d)
+    constants = {"blocks": blocks, **family.floor_constants(1e-12, dtype)}
+    types = {"rows": "i32", "blocks": aot.constants_of(blocks)}
     return [
         aot.compile_triton(
             kernel,
             target,
-            {name: f"*{TYPES[dtype]}" for name in kernel.arg_names if name.endswith("_ptr")} | {"rows": "i32"},
+            {name: f"*{TYPES[dtype]}" for name in kernel.arg_names if name.endswith("_ptr")} | types,
             constants,
             num_warps=config.warps,
         )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hyperkernels as hk
+from hyperkernels.kernels.triton.rows import row_blocks, row_tile
 from hyperkernels.kernels.unit_norm.triton import kernels as triton_kernels
 from tests.support.launchers import launchers
 
@@ -74,16 +75,17 @@ def test_layouts(dtype):
 
 
 @triton.jit
-def tile_of(base_ptr, count_ptr, program, rows, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    base, _, mask = triton_kernels._tile(program, rows, D, BLOCK_ROWS, BLOCK_D)
+def tile_of(base_ptr, count_ptr, program, rows, blocks):
+    base, _, mask = row_tile(program, 0, rows, blocks)
     tl.store(base_ptr, base)
-    tl.store(count_ptr, tl.sum(tl.sum((mask & (tl.arange(0, BLOCK_D)[None, :] < D)).to(tl.int32), axis=1), axis=0))
+    within = tl.arange(0, blocks.BLOCK_D)[None, :] < blocks.D
+    tl.store(count_ptr, tl.sum(tl.sum((mask & within).to(tl.int32), axis=1), axis=0))
 
 
 @pytest.mark.parametrize(("program", "rows"), [(2**26, 2**28), (2**27 + 5, 2**31 + 100), (2**29 + 7, 2**31 + 29)])
 def test_offsets_of_far_rows_do_not_wrap(program, rows):
     base, count = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
-    tile_of[(1,)](base, count, program, rows, D=511, BLOCK_ROWS=4, BLOCK_D=512)
+    tile_of[(1,)](base, count, program, rows, row_blocks(511, 4, 512))
     assert base.item() == program * 4 * 511
     assert count.item() == 511 * max(0, min(4, rows - program * 4))
 

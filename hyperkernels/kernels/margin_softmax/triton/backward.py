@@ -13,23 +13,14 @@ import triton
 import triton.language as tl
 
 from ...triton.math import load, mask_if, no_sums
-from .forward import LOG2_E, _cosines, _own_column, _per_class
-from .rows import IGNORED, _class_offsets, _inverse, _inverse_norms
-from .transforms import _transform
+from ...triton.rows import part_of_product, program_rows
+from .forward import LOG2_E, _cosines, _hidden_classes, _inverse_norms_of_tile, _negatives
+from .rows import IGNORED, _class_offsets, _inverse
 
 
 @triton.jit(do_not_specialize=["row_tiles", "chunk", "classes", "first_tile", "all_tiles"])
 def gradient_kernel(
-    x_ptr,  # the copy: [padded rows, STRIDE]
-    w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
-    index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
-    multiplier_ptr,  # [padded rows]
-    w_norm_ptr,  # [classes * SUB_CENTERS]
-    own_ptr,  # [padded rows]
-    scale_ptr,  # [rows]
-    class_scale_ptr,  # [classes] or None
-    bias_ptr,  # [classes] or None
-    transform_ptr,  # [rows, parameters] or None
+    c,  # TiledClasses; of a tile of H
     target_center_ptr,  # [rows], as the five below
     top_ptr,
     log_sum_ptr,
@@ -47,56 +38,35 @@ def gradient_kernel(
     classes,
     first_tile,
     all_tiles,
-    KIND: tl.constexpr,
-    SUMMED: tl.constexpr,
-    SUB_CENTERS: tl.constexpr,
-    EPS: tl.constexpr,
-    NORMALIZE_WEIGHT: tl.constexpr,
-    EVEN: tl.constexpr,  # no tile is cut short
     SKIP_ROWS: tl.constexpr,
     TILE: tl.constexpr,  # classes of one entry of the skip plan
-    D: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CLASSES: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Owns a tile of H: computes its cosines again and writes their gradient, and per class the sums over its rows of
     gradient times cosine, and of the gradients of class_scale and bias."""
     program = tl.program_id(0)
-    first = (program // row_tiles).to(tl.int64) * BLOCK_CLASSES  # of the chunk
+    first = (program // row_tiles).to(tl.int64) * c.BLOCK_CLASSES  # of the chunk
     row_tile = program % row_tiles
-    first_row = row_tile.to(tl.int64) * BLOCK_ROWS
+    first_row = row_tile.to(tl.int64) * c.BLOCK_ROWS
     if skip_ptr is not None:
         if tl.load(skip_ptr + first_row // SKIP_ROWS * all_tiles + first_tile + first // TILE) != 0:
             return
     first_class = first_tile.to(tl.int64) * TILE + first
-    left = tl.minimum(classes - first_class, BLOCK_CLASSES).to(tl.int32)
-    row = first_row + tl.arange(0, BLOCK_ROWS)
-    multiplier = tl.load(multiplier_ptr + row)
-    cos, center = _cosines(
-        x_ptr, w_ptr, index_ptr, multiplier, w_norm_ptr, first_row, first_class, left, SUB_CENTERS, EPS,
-        NORMALIZE_WEIGHT, D, STRIDE, BLOCK_ROWS, BLOCK_CLASSES, BLOCK_D, PRECISION,
-    )  # fmt: skip
-    classes_of_tile = tl.arange(0, BLOCK_CLASSES)
+    left = tl.minimum(classes - first_class, c.BLOCK_CLASSES).to(tl.int32)
+    row = first_row + tl.arange(0, c.BLOCK_ROWS)
+    multiplier = tl.load(c.multiplier + row)
+    cos, center = _cosines(c, multiplier, first_row, first_class, left)
+    classes_of_tile = tl.arange(0, c.BLOCK_CLASSES)
     column = classes_of_tile[None, :]
-    own = tl.load(own_ptr + row)
-    is_own = column == _own_column(own, first_class, BLOCK_CLASSES)[:, None]
-    hidden = is_own
-    if not EVEN:
-        hidden = hidden | (column >= left)
+    own = tl.load(c.own + row)
+    is_own, hidden = _hidden_classes(c, own, first_class, left)
     active = own != IGNORED
-    scale = tl.load(scale_ptr + row, mask=active, other=1.0)[:, None]
-    class_scale = _per_class(class_scale_ptr, first_class, left, 1.0, cos.dtype, BLOCK_CLASSES)
-    bias = _per_class(bias_ptr, first_class, left, 0.0, cos.dtype, BLOCK_CLASSES)
-    value, slope, bias_slope = _transform(KIND, cos, transform_ptr, row, active, scale, bias)
+    scale, class_scale, bias, value, slope, bias_slope = _negatives(c, cos, row, active, first_class, left)
     d_neg_sum = tl.load(d_neg_sum_ptr + row, mask=active, other=0.0)[:, None]
     d_target_cos = tl.load(d_target_cos_ptr + row, mask=active, other=0.0)[:, None]
     d_value = d_neg_sum
-    if not SUMMED:
+    if not c.SUMMED:
         level = value * class_scale
-        if bias_ptr is not None:
+        if c.bias is not None:
             level += bias * _inverse(scale)
         top = tl.load(top_ptr + row, mask=active, other=0.0)[:, None]
         log_sum = tl.load(log_sum_ptr + row, mask=active, other=0.0)[:, None]
@@ -107,16 +77,16 @@ def gradient_kernel(
         d_value = scale * d_level + d_neg_sum
     at = row_tile.to(tl.int64) * chunk + first + classes_of_tile
     if d_bias_ptr is not None:
-        d_bias = d_neg_sum * class_scale * bias_slope if SUMMED else d_level
+        d_bias = d_neg_sum * class_scale * bias_slope if c.SUMMED else d_level
         tl.store(d_bias_ptr + at, tl.sum(tl.where(hidden, 0.0, d_bias), axis=0))
     if d_class_scale_ptr is not None:
         tl.store(d_class_scale_ptr + at, tl.sum(tl.where(hidden, 0.0, d_value * value), axis=0))
     gradient = d_value * slope * class_scale
     # Past the last class there is nothing; a padded row has no own class, and its other gradients are 0.
-    if not EVEN:
+    if not c.EVEN:
         gradient = tl.where(hidden, 0.0, gradient)
     gradient = tl.where(is_own, d_target_cos, gradient)
-    if SUB_CENTERS > 1:
+    if c.SUB_CENTERS > 1:
         target_center = tl.load(target_center_ptr + row, mask=active, other=0).to(tl.int8)[:, None]
         center = tl.where(is_own, target_center, center)
     # What lies along a centre is taken from H as it is rounded, in units of H: none of it is left in dw.
@@ -124,23 +94,21 @@ def gradient_kernel(
     if unit_ptr is not None:
         row_unit *= tl.load(unit_ptr)
     dtype: tl.constexpr = h_ptr.dtype.element_ty
-    for plane in tl.static_range(SUB_CENTERS):
-        inverse = _inverse_norms(
-            w_norm_ptr, first_class, classes_of_tile, classes_of_tile < left, plane, SUB_CENTERS, EPS, NORMALIZE_WEIGHT
-        )
+    for plane in tl.static_range(c.SUB_CENTERS):
+        inverse = _inverse_norms_of_tile(c, first_class, left, plane)
         h = gradient * inverse[None, :] * row_unit[:, None]
-        if SUB_CENTERS > 1:
+        if c.SUB_CENTERS > 1:
             h = tl.where(center == plane, h, 0.0)
         if dtype == tl.float16:
             h = tl.where(h == h, tl.minimum(tl.maximum(h, -65504.0), 65504.0), h)
         h = h.to(dtype)
         in_plane = plane * chunk + first
         if radial_ptr is not None:
-            at = row_tile.to(tl.int64) * SUB_CENTERS * chunk + in_plane + classes_of_tile
+            at = row_tile.to(tl.int64) * c.SUB_CENTERS * chunk + in_plane + classes_of_tile
             row_inverse = tl.where(multiplier > 0, _inverse(multiplier), 0.0)[:, None]
             tl.store(radial_ptr + at, tl.sum(h.to(cos.dtype) * (cos * row_inverse), axis=0))
-        h_ptrs = h_ptr + (first_row * SUB_CENTERS * chunk + in_plane)
-        tl.store(h_ptrs + tl.arange(0, BLOCK_ROWS)[:, None] * (SUB_CENTERS * chunk) + column, h)
+        h_ptrs = h_ptr + (first_row * c.SUB_CENTERS * chunk + in_plane)
+        tl.store(h_ptrs + tl.arange(0, c.BLOCK_ROWS)[:, None] * (c.SUB_CENTERS * chunk) + column, h)
 
 
 @triton.jit(do_not_specialize=["groups", "chunk", "classes", "first_class"])
@@ -247,15 +215,10 @@ def input_kernel(
 ):
     """Owns BLOCK_ROWS rows and BLOCK_D columns of one split's share of H W, and adds it to what the chunks before
     left there."""
-    program = tl.program_id(0)
-    first_d = program % (STRIDE // BLOCK_D) * BLOCK_D
-    program = program // (STRIDE // BLOCK_D)
-    row_tile = program % row_tiles
-    split = program // row_tiles
+    row_tile, split, depth = part_of_product(row_tiles, STRIDE, BLOCK_D)
     first_row = row_tile.to(tl.int64) * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_CLASSES)
-    depth = first_d + tl.arange(0, BLOCK_D)
     count = tiles
     if list_ptr is not None:
         list_ptr += first_row // GROUP * tiles
@@ -315,8 +278,7 @@ def finish_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Owns dx of BLOCK_ROWS rows: from H W, the direction of x and the gradient of its length."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    there = row < rows
+    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
     active = there & (tl.load(own_ptr + row, mask=there, other=IGNORED) != IGNORED)
     columns = tl.arange(0, BLOCK_D)[None, :]
     base = row[:, None] * STRIDE

@@ -8,10 +8,14 @@ float32 accumulators. Offsets within a tile are int32, its base is int64.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
 from ...triton.math import mask_if
+from ...triton.rows import program_rows
 from .rows import IGNORED, OUTSIDE, _class_offsets, _inverse, _inverse_norms
 from .transforms import _parameter, _transform
 
@@ -22,85 +26,84 @@ LOW = tl.constexpr(-1e30)
 NEG_SUM, HARDEST, INDEX, EXP_SUM, SLOPE, TOP, HARD_COS, HARD_COUNT = (tl.constexpr(i) for i in range(8))
 
 
+class TiledClasses(NamedTuple):
+    """The first argument of the kernels that compute cosines: pointers, some of them None, and constants."""
+
+    x: torch.Tensor  # the copy: [padded rows, STRIDE]
+    w: torch.Tensor  # [classes * SUB_CENTERS, D], or more rows with an index
+    index: torch.Tensor | None  # int64 [classes]: which of the weight's they are, or None for all
+    multiplier: torch.Tensor  # [padded rows]
+    w_norm: torch.Tensor  # [classes * SUB_CENTERS]
+    own: torch.Tensor  # [padded rows]
+    scale: torch.Tensor  # [rows]
+    class_scale: torch.Tensor | None  # [classes]
+    bias: torch.Tensor | None  # [classes]
+    transform: torch.Tensor | None  # [rows, parameters]
+    KIND: tl.constexpr
+    SUMMED: tl.constexpr
+    SUB_CENTERS: tl.constexpr
+    EPS: tl.constexpr
+    NORMALIZE_WEIGHT: tl.constexpr
+    EVEN: tl.constexpr  # no tile is cut short
+    D: tl.constexpr
+    STRIDE: tl.constexpr
+    PRECISION: tl.constexpr
+    BLOCK_ROWS: tl.constexpr
+    BLOCK_CLASSES: tl.constexpr
+    BLOCK_D: tl.constexpr
+
+
 @triton.jit
 def _products(
+    c,  # TiledClasses
     x_ptr,  # the tile's first row
     w_ptr,  # the tile's first centre; the weight's with an index
     index_ptr,  # the index of the tile's first class, or None
     left,  # classes of the tile that exist
-    SUB_CENTERS: tl.constexpr,
-    D: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CLASSES: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """x . w of the tile for one sub-centre. Classes past the last one repeat it."""
-    depth = tl.arange(0, BLOCK_D)
-    classes = tl.minimum(tl.arange(0, BLOCK_CLASSES), left - 1)
-    x_ptrs = x_ptr + tl.arange(0, BLOCK_ROWS)[:, None] * STRIDE + depth[None, :]
-    w_ptrs = w_ptr + _class_offsets(index_ptr, classes, SUB_CENTERS * D)[None, :] + depth[:, None]
+    depth = tl.arange(0, c.BLOCK_D)
+    classes = tl.minimum(tl.arange(0, c.BLOCK_CLASSES), left - 1)
+    x_ptrs = x_ptr + tl.arange(0, c.BLOCK_ROWS)[:, None] * c.STRIDE + depth[None, :]
+    w_ptrs = w_ptr + _class_offsets(index_ptr, classes, c.SUB_CENTERS * c.D)[None, :] + depth[:, None]
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    products = tl.zeros([BLOCK_ROWS, BLOCK_CLASSES], dtype)
-    for start in range(0, D, BLOCK_D):
+    products = tl.zeros([c.BLOCK_ROWS, c.BLOCK_CLASSES], dtype)
+    for start in range(0, c.D, c.BLOCK_D):
         x = tl.load(x_ptrs + start)
-        if D % BLOCK_D == 0:
+        if c.D % c.BLOCK_D == 0:
             w = tl.load(w_ptrs + start)
         else:
-            w = tl.load(w_ptrs + start, mask=depth[:, None] < D - start, other=0.0)
-        products = tl.dot(x, w, products, input_precision=PRECISION, out_dtype=dtype)
+            w = tl.load(w_ptrs + start, mask=depth[:, None] < c.D - start, other=0.0)
+        products = tl.dot(x, w, products, input_precision=c.PRECISION, out_dtype=dtype)
     return products
 
 
 @triton.jit
-def _cosines(
-    x_ptr,  # [padded rows, STRIDE]
-    w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
-    index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
-    multiplier,  # [BLOCK_ROWS]
-    w_norm_ptr,  # [classes * SUB_CENTERS]
-    first_row,
-    first_class,
-    left,
-    SUB_CENTERS: tl.constexpr,
-    EPS: tl.constexpr,
-    NORMALIZE_WEIGHT: tl.constexpr,
-    D: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CLASSES: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """(cosines of the tile, the sub-centre each is of)."""
-    x_ptr += first_row * STRIDE
+def _inverse_norms_of_tile(c, first_class, left, center):
+    """1 / max(|w|, eps) of one sub-centre of the classes of a tile, or 1."""
+    classes = tl.arange(0, c.BLOCK_CLASSES)
+    return _inverse_norms(
+        c.w_norm, first_class, classes, classes < left, center, c.SUB_CENTERS, c.EPS, c.NORMALIZE_WEIGHT
+    )
+
+
+@triton.jit
+def _cosines(c, multiplier, first_row, first_class, left):
+    """(cosines of the tile, the sub-centre each is of), from the rows' multipliers [BLOCK_ROWS]."""
+    x_ptr = c.x + first_row * c.STRIDE
+    w_ptr = c.w
+    index_ptr = c.index
     if index_ptr is None:
-        w_ptr += first_class * (SUB_CENTERS * D)
+        w_ptr += first_class * (c.SUB_CENTERS * c.D)
     else:
         index_ptr += first_class
-    classes = tl.arange(0, BLOCK_CLASSES)
-    for center in tl.static_range(SUB_CENTERS):
-        cos = _products(
-            x_ptr,
-            w_ptr + center * D,
-            index_ptr,
-            left,
-            SUB_CENTERS,
-            D,
-            STRIDE,
-            BLOCK_ROWS,
-            BLOCK_CLASSES,
-            BLOCK_D,
-            PRECISION,
-        )
-        inverse = _inverse_norms(
-            w_norm_ptr, first_class, classes, classes < left, center, SUB_CENTERS, EPS, NORMALIZE_WEIGHT
-        )
+    for center in tl.static_range(c.SUB_CENTERS):
+        cos = _products(c, x_ptr, w_ptr + center * c.D, index_ptr, left)
+        inverse = _inverse_norms_of_tile(c, first_class, left, center)
         cos = cos * multiplier[:, None] * inverse[None, :]
         if center == 0:
             best = cos
-            best_center = tl.zeros([BLOCK_ROWS, BLOCK_CLASSES], tl.int8)
+            best_center = tl.zeros([c.BLOCK_ROWS, c.BLOCK_CLASSES], tl.int8)
         else:
             better = (cos > best) | (cos != cos)
             best = tl.where(better, cos, best)
@@ -126,65 +129,58 @@ def _own_column(own, first_class, BLOCK_CLASSES: tl.constexpr):
     return tl.where((own >= 0) & (column >= 0) & (column < BLOCK_CLASSES), column, -1).to(tl.int32)
 
 
+@triton.jit
+def _hidden_classes(c, own, first_class, left):
+    """(which classes of the tile are their row's own, and which are that or do not exist), [BLOCK_ROWS, BLOCK_CLASSES]
+    where some class may not exist."""
+    column = tl.arange(0, c.BLOCK_CLASSES)[None, :]
+    is_own = column == _own_column(own, first_class, c.BLOCK_CLASSES)[:, None]
+    hidden = is_own
+    if not c.EVEN:
+        hidden = hidden | (column >= left)
+    return is_own, hidden
+
+
+@triton.jit
+def _negatives(c, cos, row, there, first_class, left):
+    """(scale, class_scale and bias of the tile, and what `_transform` makes of its cosines)."""
+    scale = tl.load(c.scale + row, mask=there, other=1.0)[:, None]
+    class_scale = _per_class(c.class_scale, first_class, left, 1.0, cos.dtype, c.BLOCK_CLASSES)
+    bias = _per_class(c.bias, first_class, left, 0.0, cos.dtype, c.BLOCK_CLASSES)
+    value, slope, bias_slope = _transform(c.KIND, cos, c.transform, row, there, scale, bias)
+    return scale, class_scale, bias, value, slope, bias_slope
+
+
 @triton.jit(do_not_specialize=["rows", "row_tiles", "tiles", "classes", "first_tile"])
 def forward_kernel(
-    x_ptr,  # the copy: [padded rows, STRIDE]
-    w_ptr,  # [classes * SUB_CENTERS, D], or more rows with an index
-    index_ptr,  # int64 [classes]: which of the weight's they are, or None for all
-    multiplier_ptr,  # [padded rows]
-    w_norm_ptr,  # [classes * SUB_CENTERS]
-    own_ptr,  # [padded rows]
-    scale_ptr,  # [rows]
-    class_scale_ptr,  # [classes] or None
-    bias_ptr,  # [classes] or None
-    transform_ptr,  # [rows, parameters] or None
+    c,  # TiledClasses
     partial_ptr,  # the arrays [tiles, rows]
     rows,
     row_tiles,
     tiles,
     classes,
     first_tile,
-    KIND: tl.constexpr,
-    SUMMED: tl.constexpr,
-    SUB_CENTERS: tl.constexpr,
-    EPS: tl.constexpr,
-    NORMALIZE_WEIGHT: tl.constexpr,
-    EVEN: tl.constexpr,  # no tile is cut short
-    D: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CLASSES: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Owns one tile: its row statistics over the classes that are not the row's own, one number per row each. The row
     tiles of a tile of classes run side by side, so that a centre is read from memory once."""
     program = tl.program_id(0)
     tile = (program // row_tiles).to(tl.int64)
-    first_row = (program % row_tiles).to(tl.int64) * BLOCK_ROWS
-    first_class = (first_tile + tile) * BLOCK_CLASSES
-    left = tl.minimum(classes - first_class, BLOCK_CLASSES).to(tl.int32)
-    row = first_row + tl.arange(0, BLOCK_ROWS)
+    first_row = (program % row_tiles).to(tl.int64) * c.BLOCK_ROWS
+    first_class = (first_tile + tile) * c.BLOCK_CLASSES
+    left = tl.minimum(classes - first_class, c.BLOCK_CLASSES).to(tl.int32)
+    row = first_row + tl.arange(0, c.BLOCK_ROWS)
     there = row < rows
-    multiplier = tl.load(multiplier_ptr + row)
-    cos, _ = _cosines(
-        x_ptr, w_ptr, index_ptr, multiplier, w_norm_ptr, first_row, first_class, left, SUB_CENTERS, EPS,
-        NORMALIZE_WEIGHT, D, STRIDE, BLOCK_ROWS, BLOCK_CLASSES, BLOCK_D, PRECISION,
-    )  # fmt: skip
-    column = tl.arange(0, BLOCK_CLASSES)[None, :]
-    hidden = column == _own_column(tl.load(own_ptr + row), first_class, BLOCK_CLASSES)[:, None]
-    if not EVEN:
-        hidden = hidden | (column >= left)
-    scale = tl.load(scale_ptr + row, mask=there, other=1.0)[:, None]
-    class_scale = _per_class(class_scale_ptr, first_class, left, 1.0, cos.dtype, BLOCK_CLASSES)
-    bias = _per_class(bias_ptr, first_class, left, 0.0, cos.dtype, BLOCK_CLASSES)
-    value, _, _ = _transform(KIND, cos, transform_ptr, row, there, scale, bias)
+    multiplier = tl.load(c.multiplier + row)
+    cos, _ = _cosines(c, multiplier, first_row, first_class, left)
+    column = tl.arange(0, c.BLOCK_CLASSES)[None, :]
+    _, hidden = _hidden_classes(c, tl.load(c.own + row), first_class, left)
+    scale, class_scale, bias, value, _, _ = _negatives(c, cos, row, there, first_class, left)
     plain = cos
     offset = bias
-    if class_scale_ptr is not None:
+    if c.class_scale is not None:
         value *= class_scale
         plain *= class_scale
-    if bias_ptr is not None:
+    if c.bias is not None:
         offset = bias * _inverse(scale)
         plain += offset
 
@@ -193,20 +189,20 @@ def forward_kernel(
     tl.store(partial_ptr + NEG_SUM * plane, tl.sum(tl.where(hidden, 0.0, value), axis=1), mask=there)
     plain = tl.where(hidden, LOW, plain)
     hardest = tl.max(plain, axis=1)
-    index = tl.min(tl.where(plain == hardest[:, None], column, BLOCK_CLASSES), axis=1)
+    index = tl.min(tl.where(plain == hardest[:, None], column, c.BLOCK_CLASSES), axis=1)
     tl.store(partial_ptr + HARDEST * plane, tl.where(hardest == LOW, float("-inf"), hardest), mask=there)
     tl.store(partial_ptr + INDEX * plane, index.to(cos.dtype), mask=there)
-    if not SUMMED:
+    if not c.SUMMED:
         level = plain
         top = hardest
-        if KIND != "cosine":
+        if c.KIND != "cosine":
             level = value
-            if bias_ptr is not None:
+            if c.bias is not None:
                 level += offset
             level = tl.where(hidden, LOW, level)
             top = tl.max(level, axis=1)
             tl.store(partial_ptr + TOP * plane, tl.where(top == LOW, float("-inf"), top), mask=there)
-        if bias_ptr is None:
+        if c.bias is None:
             value = level
         weight = tl.exp2((level - top[:, None]) * (scale * LOG2_E))
         exp_sum = tl.sum(weight, axis=1)
@@ -215,8 +211,8 @@ def forward_kernel(
         empty = (top == LOW) & (exp_sum == exp_sum)
         tl.store(partial_ptr + EXP_SUM * plane, tl.where(empty, 0.0, exp_sum), mask=there)
         tl.store(partial_ptr + SLOPE * plane, tl.where(empty, 0.0, slope), mask=there)
-    if KIND == "quadratic":
-        hard = (cos > _parameter(transform_ptr, row, there, 0, 7)) & (hidden == 0)
+    if c.KIND == "quadratic":
+        hard = (cos > _parameter(c.transform, row, there, 0, 7)) & (hidden == 0)
         tl.store(partial_ptr + HARD_COS * plane, tl.sum(tl.where(hard, cos, 0.0), axis=1), mask=there)
         tl.store(partial_ptr + HARD_COUNT * plane, tl.sum(hard.to(cos.dtype), axis=1), mask=there)
 
@@ -249,8 +245,7 @@ def merge_kernel(
     BLOCK_ROWS: tl.constexpr,
 ):
     """Owns BLOCK_ROWS rows: folds their partial sums, tile after tile, into what the calls before left."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    there = row < rows
+    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
     old = mask_if(start == 0, there)
     scale = tl.load(scale_ptr + row, mask=there, other=1.0)
     rate = scale * LOG2_E

@@ -7,9 +7,11 @@ sums and the gradient of the cosines stay within `WORKSPACE` bytes each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 
 from ...triton.gpu import architecture
 from ...triton.launch import launch
@@ -27,7 +29,7 @@ from ..problem import (
 )
 from ..problem import SKIP_ROWS as ROWS_OF_SKIPS
 from .backward import finish_kernel, gradient_kernel, input_kernel, weight_kernel
-from .forward import forward_kernel, merge_kernel
+from .forward import TiledClasses, forward_kernel, merge_kernel
 from .plans import Tile, configuration, precision, tile_classes
 from .rows import center_kernel, row_kernel
 
@@ -133,21 +135,16 @@ class Launches:
             num_warps=4,
         )  # fmt: skip
 
-    def constants(self, tile: Tile) -> dict[str, object]:
-        """Those of a tile of cosines."""
-        return {
-            **self.kind,
-            **self.centers,
-            **self.normalize_weight,
-            **self.shape,
-            **self.precision,
-            "EVEN": self.classes % self.block == 0,
-            "BLOCK_ROWS": tile.rows,
-            "BLOCK_CLASSES": tile.columns,
-            "BLOCK_D": tile.depth,
-            "num_warps": tile.warps,
-            "num_stages": tile.stages,
-        }
+    def classes_in(self, tile: Tile, w_norm: torch.Tensor) -> tuple[TiledClasses, dict[str, int]]:
+        """The first argument of a kernel of cosines, and its options."""
+        constants = (
+            *self.kind.values(), self.sub_centers, *self.eps.values(), *self.normalize_weight.values(),
+            self.classes % self.block == 0, *self.shape.values(), *self.precision.values(), tile.rows, tile.columns,
+            tile.depth,
+        )  # fmt: skip
+        tensors: tuple[Any, ...] = (self.copy, self.weight, self.index, self.multiplier, w_norm, self.own, *self.heads)
+        tiled = TiledClasses(*tensors, *map(tl.constexpr, constants))
+        return tiled, {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def class_statistics(call: ClassStatisticsCall) -> ClassStatisticsResult:
@@ -167,11 +164,10 @@ def class_statistics(call: ClassStatisticsCall) -> ClassStatisticsResult:
     chunks = p.chunks(arrays * p.rows * p.dtype.itemsize)
     partial = p.x.new_empty(arrays * p.rows * chunks[0][1], dtype=p.dtype)
     row_tiles = p.padded // p.config.cosines.rows
+    tiled, options = p.classes_in(p.config.cosines, out.w_norm)
     for first, tiles in chunks:
         launch(
-            forward_kernel, row_tiles * tiles,
-            p.copy, p.weight, p.index, p.multiplier, out.w_norm, p.own, *p.heads, partial, p.rows, row_tiles, tiles,
-            p.classes, first, **p.constants(p.config.cosines),
+            forward_kernel, row_tiles * tiles, tiled, partial, p.rows, row_tiles, tiles, p.classes, first, **options
         )  # fmt: skip
         launch(
             merge_kernel, triton.cdiv(p.rows, 8),
@@ -258,6 +254,7 @@ def class_statistics_backward(call: ClassBackwardCall) -> ClassGradients:
     # A tile that is left out writes none of its partial sums.
     new = x.new_empty if plan is None else x.new_zeros
     row_tiles = p.padded // p.config.gradient.rows
+    tiled, options = p.classes_in(p.config.gradient, w_norm)
     product, transposed = p.config.input, p.config.weight
     programs = p.padded // product.rows * (p.stride // product.columns)
     splits = max(1, min(PROGRAMS // programs, chunks[0][1]))
@@ -275,9 +272,8 @@ def class_statistics_backward(call: ClassBackwardCall) -> ClassGradients:
         ]
         launch(
             gradient_kernel, row_tiles * (chunk // p.config.gradient.columns),
-            p.copy, p.weight, p.index, p.multiplier, w_norm, p.own, *p.heads, *rows_saved, *incoming, unit, plan, h,
-            *(t if t.numel() else None for t in sums), row_tiles, chunk, p.classes, first, p.tiles,
-            SKIP_ROWS=SKIP_ROWS, TILE=block, **p.constants(p.config.gradient),
+            tiled, *rows_saved, *incoming, unit, plan, h, *(t if t.numel() else None for t in sums), row_tiles, chunk,
+            p.classes, first, p.tiles, SKIP_ROWS=SKIP_ROWS, TILE=block, **options,
         )  # fmt: skip
         radial, *of_classes = sums
         for result, partial in zip((out.dclass_scale, out.dbias), of_classes, strict=True):

@@ -25,24 +25,10 @@ import triton.language as tl
 from ...._dtypes import accumulate_dtype
 from ...triton.launch import launch
 from ...triton.math import load
-from ..problem import (
-    PointsBackwardCall,
-    PointsCall,
-    PointsGradients,
-    ResidualBackwardCall,
-    ResidualCall,
-    ResidualGradients,
-    ScaledBackwardCall,
-    ScaledCall,
-    ScaledGradients,
-    SegmentSumCall,
-    VectorsBackwardCall,
-    VectorsCall,
-    VectorsGradients,
-)
+from .. import problem
 from . import points, vectors
 from . import residual as residuals
-from .rows import BACKWARD, FORWARD, SphereConfiguration, columns, configuration
+from .rows import BACKWARD, FORWARD, RowPair, SphereConfiguration, configuration
 
 # Rows of partial sums that a backward pass leaves for alpha or scale: the GPU's multiprocessors several times over.
 PROGRAMS = 4096
@@ -52,6 +38,11 @@ WIDE_SUMS = 2**24  # elements of them where rows are wide
 def _rows(x: torch.Tensor) -> torch.Tensor:
     """With unit stride in the last dimension."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def _pair(x: torch.Tensor, y: torch.Tensor) -> RowPair:
+    x, y = _rows(x), _rows(y)
+    return RowPair(x, y, x.stride(0), y.stride(0))
 
 
 def _check(x: torch.Tensor, **same: torch.Tensor | None) -> None:
@@ -83,8 +74,7 @@ def _launch(
     kernel = getattr(module, f"{name}_wide_kernel" if config.wide else f"{name}_kernel")
     launch(
         kernel, programs,
-        *args, x.shape[0], **kw, D=x.shape[1], BLOCK_ROWS=config.block_rows, BLOCK_D=config.block_d,
-        num_warps=config.warps,
+        *args, x.shape[0], **kw, blocks=config.blocks(x.shape[1]), num_warps=config.warps,
     )  # fmt: skip
 
 
@@ -103,72 +93,70 @@ def _filled(results: list[torch.Tensor | None], like: torch.Tensor) -> tuple[tor
     return tuple(like.new_empty(0) if result is None else result for result in results)
 
 
-def sphere_points(call: PointsCall) -> torch.Tensor:
+def sphere_points(call: problem.PointsCall) -> torch.Tensor:
     """The op `sphere_points_triton`. Floor: 2 reads and, but for the angle, 1 write of the rows."""
     x, y, t, kind = call
     code = _kind(kind, points.KINDS)
     _check(x, y=y)
     t = _numbers("t", t, x.shape[:1], x) if kind == "slerp" else None
-    x, y = _rows(x), _rows(y)
+    pair = _pair(x, y)
     out = x.new_empty(x.shape[0], dtype=accumulate_dtype(x.dtype)) if kind == "angle" else x.new_empty(x.shape)
     if x.numel() > 0:
-        _over_rows(points, "points", FORWARD, x, x, y, t, out, x.stride(0), y.stride(0), KIND=code)
+        _over_rows(points, "points", FORWARD, x, pair, t, out, KIND=code)
     elif kind == "angle":
         out.fill_(torch.pi)  # without a dimension all points are opposite
     return out
 
 
-def sphere_points_backward(call: PointsBackwardCall) -> PointsGradients:
+def sphere_points_backward(call: problem.PointsBackwardCall) -> problem.PointsGradients:
     """The op `sphere_points_backward_triton`. Floor: 3 reads (the angle: 2) and a write of each gradient of rows."""
     grad, (x, y, t, kind), *needs = call
     code = _kind(kind, points.KINDS)
     _check(x, y=y, grad=None if kind == "angle" else grad)
     grad = _numbers("grad", grad, x.shape[:1], x) if kind == "angle" else grad.contiguous()
     t = _numbers("t", t, x.shape[:1], x) if kind == "slerp" else None
-    x, y = _rows(x), _rows(y)
+    pair = _pair(x, y)
     results = _gradients([x, y, t], needs)
     if x.numel() > 0:
-        args = (grad, x, y, t, *results, x.stride(0), y.stride(0))
-        _over_rows(points, "points_backward", BACKWARD, x, *args, KIND=code)
+        _over_rows(points, "points_backward", BACKWARD, x, pair, t, grad, *results, KIND=code)
     elif results[2] is not None:
         results[2].zero_()
-    return PointsGradients(*_filled(results, grad))
+    return problem.PointsGradients(*_filled(results, grad))
 
 
-def sphere_vectors(call: VectorsCall) -> torch.Tensor:
+def sphere_vectors(call: problem.VectorsCall) -> torch.Tensor:
     """The op `sphere_vectors_triton`. Floor: 2 reads and 1 write of the rows."""
     x, v, kind = call
     code = _kind(kind, vectors.KINDS)
     _check(x, v=v)
-    x, v = _rows(x), _rows(v)
+    pair = _pair(x, v)
     out = x.new_empty(x.shape)
     if x.numel() > 0:
-        _over_rows(vectors, "vectors", FORWARD, x, x, v, out, x.stride(0), v.stride(0), KIND=code)
+        _over_rows(vectors, "vectors", FORWARD, x, pair, out, KIND=code)
     return out
 
 
-def sphere_vectors_backward(call: VectorsBackwardCall) -> VectorsGradients:
+def sphere_vectors_backward(call: problem.VectorsBackwardCall) -> problem.VectorsGradients:
     """The op `sphere_vectors_backward_triton`. Floor: 3 reads and 2 writes of the rows."""
     grad, (x, v, kind), *needs = call
     code = _kind(kind, vectors.KINDS)
     _check(x, v=v, grad=grad)
-    x, v = _rows(x), _rows(v)
+    pair = _pair(x, v)
     results = _gradients([x, v], needs)
     if x.numel() > 0:
-        args = (grad.contiguous(), x, v, *results, x.stride(0), v.stride(0))
-        _over_rows(vectors, "vectors_backward", BACKWARD, x, *args, KIND=code)
-    return VectorsGradients(*_filled(results, grad))
+        _over_rows(vectors, "vectors_backward", BACKWARD, x, pair, grad.contiguous(), *results, KIND=code)
+    return problem.VectorsGradients(*_filled(results, grad))
 
 
-def sphere_residual(call: ResidualCall) -> torch.Tensor:
+def sphere_residual(call: problem.ResidualCall) -> torch.Tensor:
     """The op `sphere_residual_triton`. Floor: 2 reads and 1 write of the rows."""
     h, block, alpha = call
     _check(h, block=block)
     alpha = _numbers("alpha", alpha, h.shape[1:], h)
-    h, block = _rows(h), _rows(block)
+    pair = _pair(h, block)
     out = h.new_empty(h.shape)
     if h.numel() > 0:
-        _over_rows(residuals, "residual", FORWARD, h, h, block, alpha, out, h.stride(0), block.stride(0))
+        _over_rows(residuals, "residual", FORWARD, h, pair, alpha, out)
     return out
 
 
@@ -183,24 +171,23 @@ def _partial_sums(x: torch.Tensor, shares: int, scale_rows: int, config: SphereC
     return new(shares, scale_rows, x.shape[1], dtype=accumulate_dtype(x.dtype), device=x.device)
 
 
-def sphere_residual_backward(call: ResidualBackwardCall) -> ResidualGradients:
+def sphere_residual_backward(call: problem.ResidualBackwardCall) -> problem.ResidualGradients:
     """The op `sphere_residual_backward_triton`. Floor: 3 reads and 2 writes of the rows."""
     grad, (h, block, alpha), need_h, need_block, need_alpha = call
     _check(h, block=block, grad=grad)
     alpha = _numbers("alpha", alpha, h.shape[1:], h)
-    h, block = _rows(h), _rows(block)
+    pair = _pair(h, block)
     results = _gradients([h, block], [need_h, need_block])
     if h.numel() == 0:
-        return ResidualGradients(*_filled([*results, torch.zeros_like(alpha) if need_alpha else None], grad))
+        return problem.ResidualGradients(*_filled([*results, torch.zeros_like(alpha) if need_alpha else None], grad))
     config = configuration(h.shape[1], h.element_size(), BACKWARD)
     shares = _shares(h.shape[1], triton.cdiv(h.shape[0], config.block_rows), 1, config)
     sums = _partial_sums(h, shares, 1, config) if need_alpha else None
-    args = (grad.contiguous(), h, block, alpha, *results, sums, h.stride(0), block.stride(0))
-    _launch(residuals, "residual_backward", config, h, shares, *args)
-    return ResidualGradients(*_filled([*results, None if sums is None else sums.sum((0, 1))], grad))
+    _launch(residuals, "residual_backward", config, h, shares, pair, alpha, grad.contiguous(), *results, sums)
+    return problem.ResidualGradients(*_filled([*results, None if sums is None else sums.sum((0, 1))], grad))
 
 
-def scaled_unit_norm(call: ScaledCall) -> torch.Tensor:
+def scaled_unit_norm(call: problem.ScaledCall) -> torch.Tensor:
     """The op `scaled_unit_norm_triton`. Floor: 1 read and 1 write of the rows."""
     x, scale = call
     _check(x)
@@ -218,7 +205,7 @@ def _scale(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return _numbers("scale", scale, (scale.shape[0], x.shape[1]), x)
 
 
-def scaled_unit_norm_backward(call: ScaledBackwardCall) -> ScaledGradients:
+def scaled_unit_norm_backward(call: problem.ScaledBackwardCall) -> problem.ScaledGradients:
     """The op `scaled_unit_norm_backward_triton`. Floor: 2 reads and 1 write of the rows."""
     grad, (x, scale), need_x, need_scale = call
     _check(x, grad=grad)
@@ -226,14 +213,14 @@ def scaled_unit_norm_backward(call: ScaledBackwardCall) -> ScaledGradients:
     x = _rows(x)
     results = _gradients([x], [need_x])
     if x.numel() == 0:
-        return ScaledGradients(*_filled([*results, torch.zeros_like(scale) if need_scale else None], grad))
+        return problem.ScaledGradients(*_filled([*results, torch.zeros_like(scale) if need_scale else None], grad))
     config = configuration(x.shape[1], x.element_size(), BACKWARD)
     groups = triton.cdiv(x.shape[0] // scale.shape[0], config.block_rows)
     shares = _shares(x.shape[1], groups, scale.shape[0], config)
     sums = _partial_sums(x, shares, scale.shape[0], config) if need_scale else None
-    args = (grad.contiguous(), x, scale, *results, sums, x.stride(0), scale.shape[0])
+    args = (x, scale, grad.contiguous(), *results, sums, x.stride(0), scale.shape[0])
     _launch(residuals, "scaled_unit_norm_backward", config, x, shares * scale.shape[0], *args)
-    return ScaledGradients(*_filled([*results, None if sums is None else sums.sum(0)], grad))
+    return problem.ScaledGradients(*_filled([*results, None if sums is None else sums.sum(0)], grad))
 
 
 @triton.jit(do_not_specialize=["segments", "splits"])
@@ -246,30 +233,28 @@ def segment_sum_kernel(
     segments,
     splits,
     rows,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    blocks,
 ):
     """Owns BLOCK_D columns of one of the parts, alike long, of a segment. Reads each row once, where it lies."""
-    blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    cells_of_row: tl.constexpr = (blocks.D + blocks.BLOCK_D - 1) // blocks.BLOCK_D
     program = tl.program_id(0).to(tl.int64)
-    cell = program // blocks  # split * segments + segment
+    cell = program // cells_of_row  # split * segments + segment
     segment = cell % segments
-    column, _ = columns((program % blocks).to(tl.int32) * BLOCK_D, tl.arange(0, BLOCK_ROWS) >= 0, D, BLOCK_D)
+    column = (program % cells_of_row).to(tl.int32) * blocks.BLOCK_D + tl.arange(0, blocks.BLOCK_D)[None, :]
     # Whatever the offsets say, a segment lies within the rows.
     first = tl.minimum(tl.maximum(tl.load(offsets_ptr + segment), 0), rows)
     last = tl.minimum(tl.maximum(tl.load(offsets_ptr + segment + 1), first), rows)
     part = tl.cdiv(last - first, splits)
     first = first + part * (cell // segments)
     last = tl.minimum(last, first + part)
-    total = tl.zeros([BLOCK_ROWS, BLOCK_D], out_ptr.dtype.element_ty)
-    for start in range(first, last, BLOCK_ROWS):
-        entry = start + tl.arange(0, BLOCK_ROWS)
+    total = tl.zeros([blocks.BLOCK_ROWS, blocks.BLOCK_D], out_ptr.dtype.element_ty)
+    for start in range(first, last, blocks.BLOCK_ROWS):
+        entry = start + tl.arange(0, blocks.BLOCK_ROWS)
         row = tl.load(order_ptr + entry, mask=entry < last, other=-1)
         there = (row >= 0) & (row < rows)
-        total += load(x_ptr + (row * x_stride)[:, None] + column, there[:, None] & (column < D))
-    column = (program % blocks).to(tl.int32) * BLOCK_D + tl.arange(0, BLOCK_D)
-    tl.store(out_ptr + cell * D + column, tl.sum(total, axis=0), mask=column < D)
+        total += load(x_ptr + (row * x_stride)[:, None] + column, there[:, None] & (column < blocks.D))
+    column = (program % cells_of_row).to(tl.int32) * blocks.BLOCK_D + tl.arange(0, blocks.BLOCK_D)
+    tl.store(out_ptr + cell * blocks.D + column, tl.sum(total, axis=0), mask=column < blocks.D)
 
 
 def segment_configuration(dim: int, itemsize: int) -> SphereConfiguration:
@@ -278,7 +263,7 @@ def segment_configuration(dim: int, itemsize: int) -> SphereConfiguration:
     return SphereConfiguration(min(128, (1024 if itemsize == 8 else 2048) // block_d), block_d, 4)
 
 
-def segment_sum(call: SegmentSumCall) -> torch.Tensor:
+def segment_sum(call: problem.SegmentSumCall) -> torch.Tensor:
     """The op `segment_sum_triton`: [K, D], row k the sum of the rows x[order[offsets[k] : offsets[k + 1]]].
 
     Where the segments are few, each is summed in parts alike long and the parts in their order: the sums depend on the
@@ -299,7 +284,7 @@ def segment_sum(call: SegmentSumCall) -> torch.Tensor:
     out = x.new_empty(splits, segments, dim, dtype=accumulate_dtype(x.dtype))
     launch(
         segment_sum_kernel, splits * cells,
-        x, order.contiguous(), offsets.contiguous(), out, x.stride(0), segments, splits, x.shape[0], D=dim,
-        BLOCK_ROWS=config.block_rows, BLOCK_D=config.block_d, num_warps=config.warps,
+        x, order.contiguous(), offsets.contiguous(), out, x.stride(0), segments, splits, x.shape[0],
+        blocks=config.blocks(dim), num_warps=config.warps,
     )  # fmt: skip
     return out[0] if splits == 1 else out.sum(0)

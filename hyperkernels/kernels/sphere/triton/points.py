@@ -13,19 +13,9 @@ import triton
 import triton.language as tl
 
 from ...triton.math import load, no_sums, quotient, root
+from ...triton.rows import at, columns, program_rows, whole_rows
 from .. import reference
-from .rows import (
-    PI,
-    at,
-    columns,
-    direction,
-    program_rows,
-    reciprocal,
-    sine_and_cosine,
-    twice_arc_tangent,
-    unit_tile,
-    wide_direction,
-)
+from .rows import PI, directions, reciprocal, sine_and_cosine, twice_arc_tangent, unit_tile, wide_directions
 
 OPPOSITE = tl.constexpr(reference.OPPOSITE * torch.finfo(torch.float32).eps)
 OPPOSITE_64 = tl.constexpr(reference.OPPOSITE * torch.finfo(torch.float64).eps)
@@ -51,6 +41,20 @@ def _angle(chord_square, co_chord_square, opposite):
     total = tl.where(total == 0, 1.0, total)
     angle = tl.where(opposite, PI, twice_arc_tangent(chord, co_chord))
     return angle, quotient(2.0 * chord * co_chord, total), quotient(co_chord_square - chord_square, total)
+
+
+@triton.jit
+def _between(chord_square, co_chord_square, y_inverse):
+    """`_angle` and `_sides`, from the squares of the lengths of d and s."""
+    sign, bend, opposite = _sides(chord_square, co_chord_square, y_inverse)
+    angle, sine, cosine = _angle(chord_square, co_chord_square, opposite)
+    return angle, sine, cosine, sign, bend, opposite
+
+
+@triton.jit
+def _chord_squares(x, y):
+    """The squares of the lengths of d and s."""
+    return tl.sum((y - x) * (y - x), axis=1), tl.sum((y + x) * (y + x), axis=1)
 
 
 @triton.jit
@@ -87,16 +91,16 @@ def _crossing(x, column, D: tl.constexpr):
 
 
 @triton.jit
-def _wide_crossing(x_start, there, inverse, exponent, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def _wide_crossing(x_row, there, blocks):
+    _, inverse, _ = x_row
     coordinate = tl.full([1], 2.0, inverse.dtype)
     axis = tl.zeros([1], tl.int32)
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
-        x = unit_tile(x_start + column, mask, inverse, exponent)
-        own, value = _smallest(x, column - start, D - start)
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
+        own, value = _smallest(unit_tile(x_row, column, mask), column - start, blocks.D - start)
         closer = tl.abs(value) < tl.abs(coordinate)
         axis, coordinate = tl.where(closer, own + start, axis), tl.where(closer, value, coordinate)
-    return axis, coordinate, _crossing_length(coordinate, D)
+    return axis, coordinate, _crossing_length(coordinate, blocks.D)
 
 
 @triton.jit
@@ -140,121 +144,80 @@ def _share(t_ptr, row, there, angle, KIND: tl.constexpr):
     return tl.load(t_ptr + row, mask=there, other=0.0) if KIND == SLERP else tl.zeros_like(angle)
 
 
+@triton.jit
+def _opposite_share(t, grad_x, grad_axis, coordinate, inverse):
+    """dt between opposite points; grad_axis: the gradient on the axis of the crossing."""
+    s, c = sine_and_cosine(t * PI)
+    return PI * (c * inverse * (grad_axis - coordinate * grad_x) - s * grad_x)
+
+
 @triton.jit(do_not_specialize=["rows"])
-def points_kernel(
-    x_ptr,  # [rows, D]
-    y_ptr,  # [rows, D]
-    t_ptr,  # [rows], or None
-    out_ptr,  # [rows] for ANGLE, else [rows, D]
-    x_stride,
-    y_stride,
-    rows,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Owns BLOCK_ROWS whole rows. Reads x and y once, writes the result once."""
-    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
-    column, mask = columns(0, there, D, BLOCK_D)
-    x, _, _ = direction(load(at(x_ptr, row, x_stride) + column, mask))
-    y, y_inverse, _ = direction(load(at(y_ptr, row, y_stride) + column, mask))
-    chord_square, co_chord_square = tl.sum((y - x) * (y - x), axis=1), tl.sum((y + x) * (y + x), axis=1)
-    sign, bend, opposite = _sides(chord_square, co_chord_square, y_inverse)
-    angle, sine, _ = _angle(chord_square, co_chord_square, opposite)
+def points_kernel(pair, t_ptr, out_ptr, rows, KIND: tl.constexpr, blocks):
+    """Owns BLOCK_ROWS whole rows. Reads x and y once, writes the result once. t is [rows] or None, out [rows] for ANGLE
+    and else [rows, D]."""
+    row, there, column, mask = whole_rows(tl.program_id(0), rows, blocks)
+    x, _, _, y, y_inverse, _ = directions(pair, row, column, mask)
+    chord_square, co_chord_square = _chord_squares(x, y)
+    angle, sine, _, sign, bend, opposite = _between(chord_square, co_chord_square, y_inverse)
     if KIND == ANGLE:
         tl.store(out_ptr + row, angle, mask=there)
     else:
         along, across, c, s = _way(angle, sine, bend, _share(t_ptr, row, there, angle, KIND), KIND)
         out = along[:, None] * x + across[:, None] * (y + sign[:, None] * x)
-        out_start = at(out_ptr, row, D)
+        out_start = at(out_ptr, row, blocks.D)
         tl.store(out_start + column, out, mask=mask & (opposite == 0)[:, None])
         if tl.max((opposite & there).to(tl.int32), axis=0) > 0:
-            axis, coordinate, inverse = _crossing(x, column, D)
+            axis, coordinate, inverse = _crossing(x, column, blocks.D)
             s = s * inverse
             out = (c - s * coordinate)[:, None] * x + tl.where(column == axis[:, None], s[:, None], 0.0)
             tl.store(out_start + column, out, mask=mask & opposite[:, None])
 
 
 @triton.jit(do_not_specialize=["rows"])
-def points_wide_kernel(
-    x_ptr,
-    y_ptr,
-    t_ptr,
-    out_ptr,
-    x_stride,
-    y_stride,
-    rows,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,  # 1
-    BLOCK_D: tl.constexpr,
-):
+def points_wide_kernel(pair, t_ptr, out_ptr, rows, KIND: tl.constexpr, blocks):
     """Owns one row, in blocks of BLOCK_D, read three times: for the lengths, for the chords, for the result."""
-    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
-    x_start, y_start = at(x_ptr, row, x_stride), at(y_ptr, row, y_stride)
-    x_inverse, x_exponent = wide_direction(x_start, there, D, BLOCK_D)
-    y_inverse, y_exponent = wide_direction(y_start, there, D, BLOCK_D)
-    chord_square = no_sums(x_ptr, BLOCK_ROWS)
+    row, there = program_rows(tl.program_id(0), rows, blocks.BLOCK_ROWS)
+    x_row, y_row = wide_directions(pair, row, there, blocks)
+    chord_square = no_sums(pair.x, blocks.BLOCK_ROWS)
     co_chord_square = chord_square
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
-        x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
-        y = unit_tile(y_start + column, mask, y_inverse, y_exponent)
-        chord_square += tl.sum((y - x) * (y - x), axis=1)
-        co_chord_square += tl.sum((y + x) * (y + x), axis=1)
-    sign, bend, opposite = _sides(chord_square, co_chord_square, y_inverse)
-    angle, sine, _ = _angle(chord_square, co_chord_square, opposite)
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
+        chords, co_chords = _chord_squares(unit_tile(x_row, column, mask), unit_tile(y_row, column, mask))
+        chord_square += chords
+        co_chord_square += co_chords
+    angle, sine, _, sign, bend, opposite = _between(chord_square, co_chord_square, y_row[1])
     if KIND == ANGLE:
         tl.store(out_ptr + row, angle, mask=there)
     else:
         along, across, c, s = _way(angle, sine, bend, _share(t_ptr, row, there, angle, KIND), KIND)
         axis = tl.full([1], -1, tl.int32)
         if tl.max(opposite.to(tl.int32), axis=0) > 0:
-            axis, coordinate, inverse = _wide_crossing(x_start, there, x_inverse, x_exponent, D, BLOCK_D)
+            axis, coordinate, inverse = _wide_crossing(x_row, there, blocks)
             s = s * inverse
             along, across = c - s * coordinate, tl.zeros_like(across)
-        for start in range(0, D, BLOCK_D):
-            column, mask = columns(start, there, D, BLOCK_D)
-            x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
-            y = unit_tile(y_start + column, mask, y_inverse, y_exponent)
+        for start in range(0, blocks.D, blocks.BLOCK_D):
+            column, mask = columns(start, there, blocks)
+            x, y = unit_tile(x_row, column, mask), unit_tile(y_row, column, mask)
             out = along[:, None] * x + across[:, None] * (y + sign[:, None] * x)
             out += tl.where(column == axis[:, None], s[:, None], 0.0)
-            tl.store(at(out_ptr, row, D) + column, out, mask=mask)
+            tl.store(at(out_ptr, row, blocks.D) + column, out, mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def points_backward_kernel(
-    grad_ptr,  # [rows] for ANGLE, else [rows, D]
-    x_ptr,  # [rows, D]
-    y_ptr,  # [rows, D]
-    t_ptr,  # [rows], or None
-    dx_ptr,  # [rows, D], or None
-    dy_ptr,  # [rows, D], or None
-    dt_ptr,  # [rows], or None
-    x_stride,
-    y_stride,
-    rows,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Owns BLOCK_ROWS whole rows. Reads grad, x and y once, writes the gradients asked for once."""
-    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
-    column, mask = columns(0, there, D, BLOCK_D)
-    x, x_inverse, x_exponent = direction(load(at(x_ptr, row, x_stride) + column, mask))
-    y, y_inverse, y_exponent = direction(load(at(y_ptr, row, y_stride) + column, mask))
-    chord_square, co_chord_square = tl.sum((y - x) * (y - x), axis=1), tl.sum((y + x) * (y + x), axis=1)
-    sign, bend, opposite = _sides(chord_square, co_chord_square, y_inverse)
-    angle, sine, cosine = _angle(chord_square, co_chord_square, opposite)
+def points_backward_kernel(pair, t_ptr, grad_ptr, dx_ptr, dy_ptr, dt_ptr, rows, KIND: tl.constexpr, blocks):
+    """Owns BLOCK_ROWS whole rows. Reads grad, x and y once, writes the gradients asked for once; the others are None.
+    grad is [rows] for ANGLE and else [rows, D]."""
+    row, there, column, mask = whole_rows(tl.program_id(0), rows, blocks)
+    x, x_inverse, x_exponent, y, y_inverse, y_exponent = directions(pair, row, column, mask)
+    chord_square, co_chord_square = _chord_squares(x, y)
+    angle, sine, cosine, sign, bend, opposite = _between(chord_square, co_chord_square, y_inverse)
     t = _share(t_ptr, row, there, angle, KIND)
     e = y + sign[:, None] * x
     if KIND == ANGLE:
         grad_x = tl.load(grad_ptr + row, mask=there, other=0.0)
         grad_e = grad_x
     else:
-        grad = load(at(grad_ptr, row, D) + column, mask)
+        grad = load(at(grad_ptr, row, blocks.D) + column, mask)
         grad_x, grad_e = tl.sum(grad * x, axis=1), tl.sum(grad * e, axis=1)
     y_grad, y_e, y_x, x_grad, x_e, x_x, dt = _tangent_coefficients(
         angle, sine, cosine, sign, bend, opposite, t, grad_x, grad_e, y_inverse, KIND
@@ -263,84 +226,65 @@ def points_backward_kernel(
         dy = y_e[:, None] * e + y_x[:, None] * x
         if KIND != ANGLE:
             dy += y_grad[:, None] * grad
-        tl.store(at(dy_ptr, row, D) + column, dy * reciprocal(y_inverse, y_exponent)[:, None], mask=mask)
+        tl.store(at(dy_ptr, row, blocks.D) + column, dy * reciprocal(y_inverse, y_exponent)[:, None], mask=mask)
     if dx_ptr is not None:
         dx = x_e[:, None] * e + x_x[:, None] * x
         if KIND != ANGLE:
             dx += x_grad[:, None] * grad
-        tl.store(at(dx_ptr, row, D) + column, dx * reciprocal(x_inverse, x_exponent)[:, None], mask=mask)
+        tl.store(at(dx_ptr, row, blocks.D) + column, dx * reciprocal(x_inverse, x_exponent)[:, None], mask=mask)
     if dt_ptr is not None:
         tl.store(dt_ptr + row, dt, mask=there & (opposite == 0))
         if tl.max((opposite & there).to(tl.int32), axis=0) > 0:
-            axis, coordinate, inverse = _crossing(x, column, D)
+            axis, coordinate, inverse = _crossing(x, column, blocks.D)
             grad_axis = tl.sum(tl.where(column == axis[:, None], grad, 0.0), axis=1)
-            s, c = sine_and_cosine(t * PI)
-            dt = PI * (c * inverse * (grad_axis - coordinate * grad_x) - s * grad_x)
+            dt = _opposite_share(t, grad_x, grad_axis, coordinate, inverse)
             tl.store(dt_ptr + row, dt, mask=there & opposite)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def points_backward_wide_kernel(
-    grad_ptr,
-    x_ptr,
-    y_ptr,
-    t_ptr,
-    dx_ptr,
-    dy_ptr,
-    dt_ptr,
-    x_stride,
-    y_stride,
-    rows,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,  # 1
-    BLOCK_D: tl.constexpr,
-):
+def points_backward_wide_kernel(pair, t_ptr, grad_ptr, dx_ptr, dy_ptr, dt_ptr, rows, KIND: tl.constexpr, blocks):
     """Owns one row, in blocks of BLOCK_D, read three times: for the lengths, for the sums, for the result."""
-    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
-    x_start, y_start, grad_start = at(x_ptr, row, x_stride), at(y_ptr, row, y_stride), at(grad_ptr, row, D)
-    x_inverse, x_exponent = wide_direction(x_start, there, D, BLOCK_D)
-    y_inverse, y_exponent = wide_direction(y_start, there, D, BLOCK_D)
-    chord_square = no_sums(x_ptr, BLOCK_ROWS)
+    row, there = program_rows(tl.program_id(0), rows, blocks.BLOCK_ROWS)
+    x_row, y_row = wide_directions(pair, row, there, blocks)
+    grad_start = at(grad_ptr, row, blocks.D)
+    chord_square = no_sums(pair.x, blocks.BLOCK_ROWS)
     co_chord_square, grad_x, grad_d, grad_s = chord_square, chord_square, chord_square, chord_square
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
-        x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
-        y = unit_tile(y_start + column, mask, y_inverse, y_exponent)
-        chord_square += tl.sum((y - x) * (y - x), axis=1)
-        co_chord_square += tl.sum((y + x) * (y + x), axis=1)
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
+        x, y = unit_tile(x_row, column, mask), unit_tile(y_row, column, mask)
+        chords, co_chords = _chord_squares(x, y)
+        chord_square += chords
+        co_chord_square += co_chords
         if KIND != ANGLE:
             grad = load(grad_start + column, mask)
             grad_x += tl.sum(grad * x, axis=1)
             grad_d += tl.sum(grad * (y - x), axis=1)
             grad_s += tl.sum(grad * (y + x), axis=1)
-    sign, bend, opposite = _sides(chord_square, co_chord_square, y_inverse)
-    angle, sine, cosine = _angle(chord_square, co_chord_square, opposite)
+    angle, sine, cosine, sign, bend, opposite = _between(chord_square, co_chord_square, y_row[1])
     t = _share(t_ptr, row, there, angle, KIND)
     grad_e = tl.where(sign < 0, grad_d, grad_s)
     if KIND == ANGLE:
         grad_x = tl.load(grad_ptr + row, mask=there, other=0.0)
     y_grad, y_e, y_x, x_grad, x_e, x_x, dt = _tangent_coefficients(
-        angle, sine, cosine, sign, bend, opposite, t, grad_x, grad_e, y_inverse, KIND
+        angle, sine, cosine, sign, bend, opposite, t, grad_x, grad_e, y_row[1], KIND
     )
-    y_reciprocal, x_reciprocal = reciprocal(y_inverse, y_exponent), reciprocal(x_inverse, x_exponent)
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
-        x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
-        e = unit_tile(y_start + column, mask, y_inverse, y_exponent) + sign[:, None] * x
+    y_reciprocal, x_reciprocal = reciprocal(y_row[1], y_row[2]), reciprocal(x_row[1], x_row[2])
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
+        x = unit_tile(x_row, column, mask)
+        e = unit_tile(y_row, column, mask) + sign[:, None] * x
         dy, dx = y_e[:, None] * e + y_x[:, None] * x, x_e[:, None] * e + x_x[:, None] * x
         if KIND != ANGLE:
             grad = load(grad_start + column, mask)
             dy += y_grad[:, None] * grad
             dx += x_grad[:, None] * grad
         if dy_ptr is not None:
-            tl.store(at(dy_ptr, row, D) + column, dy * y_reciprocal[:, None], mask=mask)
+            tl.store(at(dy_ptr, row, blocks.D) + column, dy * y_reciprocal[:, None], mask=mask)
         if dx_ptr is not None:
-            tl.store(at(dx_ptr, row, D) + column, dx * x_reciprocal[:, None], mask=mask)
+            tl.store(at(dx_ptr, row, blocks.D) + column, dx * x_reciprocal[:, None], mask=mask)
     if dt_ptr is not None:
         if tl.max(opposite.to(tl.int32), axis=0) > 0:
-            axis, coordinate, inverse = _wide_crossing(x_start, there, x_inverse, x_exponent, D, BLOCK_D)
-            grad_axis = load(grad_ptr + row * D + axis, there)
-            s, c = sine_and_cosine(t * PI)
-            dt = PI * (c * inverse * (grad_axis - coordinate * grad_x) - s * grad_x)
+            axis, coordinate, inverse = _wide_crossing(x_row, there, blocks)
+            grad_axis = load(grad_ptr + row * blocks.D + axis, there)
+            dt = _opposite_share(t, grad_x, grad_axis, coordinate, inverse)
         tl.store(dt_ptr + row, dt, mask=there)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
 from ...triton.math import exponent_of, grow, load, no_sums, power_of_two, quotient, root
+from ...triton.rows import RowBlocks, at, columns, row_blocks
 from .. import reference
 
 EPS = tl.constexpr(reference.EPS)
@@ -62,28 +64,13 @@ def twice_arc_tangent(a, b):
     return tl.where(a <= b, arc, PI - arc)
 
 
-@triton.jit
-def program_rows(program, rows, BLOCK_ROWS: tl.constexpr):
-    """(rows of the program: int64 [BLOCK_ROWS], which of them exist)."""
-    row = tl.zeros([BLOCK_ROWS], tl.int64) + program  # of the host's type where the interpreter counts a loop
-    row = row * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    return row, row < rows
+class RowPair(NamedTuple):
+    """Two matrices whose rows belong together, the first argument of the kernels that read both."""
 
-
-@triton.jit
-def columns(start, there, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(columns [1, BLOCK_D] from start on, mask of the tile)."""
-    column = start + tl.arange(0, BLOCK_D)[None, :]
-    mask = there[:, None]
-    if D % BLOCK_D != 0:
-        mask = mask & (column < D)
-    return column, mask
-
-
-@triton.jit
-def at(pointer, row, stride):
-    """Where the rows start."""
-    return pointer + (row * stride)[:, None]
+    x: torch.Tensor  # [rows, D], as y
+    y: torch.Tensor
+    x_stride: int
+    y_stride: int
 
 
 @triton.jit
@@ -108,22 +95,39 @@ def direction(x):
 
 
 @triton.jit
-def wide_direction(start_ptr, there, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The last two of `direction`, of rows in blocks of BLOCK_D."""
+def directions(pair, row, column, mask):
+    """`direction` of the rows of x, and that of y."""
+    x, x_inverse, x_exponent = direction(load(at(pair.x, row, pair.x_stride) + column, mask))
+    y, y_inverse, y_exponent = direction(load(at(pair.y, row, pair.y_stride) + column, mask))
+    return x, x_inverse, x_exponent, y, y_inverse, y_exponent
+
+
+@triton.jit
+def wide_direction(start_ptr, there, blocks):
+    """(where the row starts, and the last two of `direction`) of a row in blocks of BLOCK_D."""
     total = no_sums(start_ptr, 1)
     exponent = exponent_of(total)
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
         x = load(start_ptr + column, mask)
         exponent, factor = grow(exponent, tl.max(tl.abs(x), axis=1))
         x = x * power_of_two(-exponent, x.dtype)[:, None]
         total = total * factor * factor + tl.sum(x * x, axis=1)
-    return reciprocal_length(total, exponent), exponent
+    return start_ptr, reciprocal_length(total, exponent), exponent
 
 
 @triton.jit
-def unit_tile(pointers, mask, inverse, exponent):
-    x = load(pointers, mask)
+def wide_directions(pair, row, there, blocks):
+    """`wide_direction` of a row of x and of y."""
+    x = wide_direction(at(pair.x, row, pair.x_stride), there, blocks)
+    return x, wide_direction(at(pair.y, row, pair.y_stride), there, blocks)
+
+
+@triton.jit
+def unit_tile(wide, column, mask):
+    """Columns of the direction of a row, from its `wide_direction`."""
+    start_ptr, inverse, exponent = wide
+    x = load(start_ptr + column, mask)
     return x * power_of_two(-exponent, x.dtype)[:, None] * inverse[:, None]
 
 
@@ -140,6 +144,9 @@ class SphereConfiguration(NamedTuple):
     block_d: int
     warps: int
     wide: bool = False
+
+    def blocks(self, dim: int) -> RowBlocks:
+        return row_blocks(dim, self.block_rows, self.block_d)
 
 
 FORWARD, BACKWARD = 1024, 512  # elements of each tensor held by one warp: 32 a lane, and 16

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from ...triton.math import exponent_of, load, no_sums, power_of_two, quotient, root
-from .rows import at, columns, direction, program_rows, reciprocal, sine_and_cosine, unit_tile, wide_direction
+from ...triton.rows import at, columns, program_rows, whole_rows
+from .rows import direction, reciprocal, sine_and_cosine, unit_tile, wide_direction
 
 TANGENT, EXP, RETRACT = (tl.constexpr(i) for i in range(3))
 KINDS = {"tangent": TANGENT.value, "exp": EXP.value, "retract": RETRACT.value}
@@ -59,110 +60,81 @@ def _bend(length, unit, n, a, b, grad_x, grad_w, KIND: tl.constexpr):
     return nu
 
 
-@triton.jit(do_not_specialize=["rows"])
-def vectors_kernel(
-    x_ptr,  # [rows, D]
-    v_ptr,  # [rows, D]
-    out_ptr,  # [rows, D]
-    x_stride,
-    v_stride,
-    rows,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Owns BLOCK_ROWS whole rows. Reads x and v once, writes the result once."""
-    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
-    column, mask = columns(0, there, D, BLOCK_D)
-    x, _, _ = direction(load(at(x_ptr, row, x_stride) + column, mask))
-    v = load(at(v_ptr, row, v_stride) + column, mask)
+@triton.jit
+def _read(pair, row, column, mask):
+    """(the three of `direction` of the rows of x; exponent of v, p and w in units of 2^exponent) of whole rows."""
+    x, x_inverse, x_exponent = direction(load(at(pair.x, row, pair.x_stride) + column, mask))
+    v = load(at(pair.y, row, pair.y_stride) + column, mask)
     exponent = exponent_of(tl.max(tl.abs(v), axis=1))
     v = v * power_of_two(-exponent, v.dtype)[:, None]
-    w = v - tl.sum(x * v, axis=1)[:, None] * x
-    a, b, _ = _blend(root(tl.sum(w * w, axis=1)), power_of_two(exponent, v.dtype), KIND)
-    out = b[:, None] * w
-    if KIND != TANGENT:
-        out += a[:, None] * x
-    tl.store(at(out_ptr, row, D) + column, out, mask=mask)
+    part = tl.sum(x * v, axis=1)
+    return x, x_inverse, x_exponent, exponent, part, v - part[:, None] * x
 
 
 @triton.jit
-def _wide_part(x_start, v_start, there, inverse, exponent, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(exponent of v, p in units of 2^exponent)."""
-    largest = tl.zeros([1], inverse.dtype)
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
+def _read_wide(pair, row, there, blocks):
+    """(`wide_direction` of x; where the row of v starts, the exponent of v, p in units of 2^exponent) of one row."""
+    x_row = wide_direction(at(pair.x, row, pair.x_stride), there, blocks)
+    v_start = at(pair.y, row, pair.y_stride)
+    largest = no_sums(pair.x, 1)
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
         own = tl.max(tl.abs(load(v_start + column, mask)), axis=1)
         largest = tl.where(own > largest, own, largest)
-    v_exponent = exponent_of(largest)
-    part = tl.zeros([1], inverse.dtype)
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
-        v = load(v_start + column, mask) * power_of_two(-v_exponent, inverse.dtype)[:, None]
-        part += tl.sum(v * unit_tile(x_start + column, mask, inverse, exponent), axis=1)
-    return v_exponent, part
+    exponent = exponent_of(largest)
+    part = no_sums(pair.x, 1)
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
+        v = load(v_start + column, mask) * power_of_two(-exponent, part.dtype)[:, None]
+        part += tl.sum(v * unit_tile(x_row, column, mask), axis=1)
+    return x_row, (v_start, exponent, part)
+
+
+@triton.jit
+def _wide_tiles(x_row, v_row, column, mask):
+    """(x^, w in units of 2^exponent)."""
+    v_start, exponent, part = v_row
+    x = unit_tile(x_row, column, mask)
+    return x, load(v_start + column, mask) * power_of_two(-exponent, part.dtype)[:, None] - part[:, None] * x
 
 
 @triton.jit(do_not_specialize=["rows"])
-def vectors_wide_kernel(
-    x_ptr,
-    v_ptr,
-    out_ptr,
-    x_stride,
-    v_stride,
-    rows,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,  # 1
-    BLOCK_D: tl.constexpr,
-):
+def vectors_kernel(pair, out_ptr, rows, KIND: tl.constexpr, blocks):
+    """Owns BLOCK_ROWS whole rows. Reads x and v once, writes the result once."""
+    row, _, column, mask = whole_rows(tl.program_id(0), rows, blocks)
+    x, _, _, exponent, _, w = _read(pair, row, column, mask)
+    a, b, _ = _blend(root(tl.sum(w * w, axis=1)), power_of_two(exponent, w.dtype), KIND)
+    out = b[:, None] * w
+    if KIND != TANGENT:
+        out += a[:, None] * x
+    tl.store(at(out_ptr, row, blocks.D) + column, out, mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def vectors_wide_kernel(pair, out_ptr, rows, KIND: tl.constexpr, blocks):
     """Owns one row, in blocks of BLOCK_D, read again for each of its sums."""
-    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
-    x_start, v_start = at(x_ptr, row, x_stride), at(v_ptr, row, v_stride)
-    x_inverse, x_exponent = wide_direction(x_start, there, D, BLOCK_D)
-    v_exponent, part = _wide_part(x_start, v_start, there, x_inverse, x_exponent, D, BLOCK_D)
-    scale = power_of_two(-v_exponent, part.dtype)
-    total = no_sums(x_ptr, BLOCK_ROWS)
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
-        x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
-        w = load(v_start + column, mask) * scale[:, None] - part[:, None] * x
+    row, there = program_rows(tl.program_id(0), rows, blocks.BLOCK_ROWS)
+    x_row, v_row = _read_wide(pair, row, there, blocks)
+    total = no_sums(pair.x, blocks.BLOCK_ROWS)
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
+        _, w = _wide_tiles(x_row, v_row, column, mask)
         total += tl.sum(w * w, axis=1)
-    a, b, _ = _blend(root(total), power_of_two(v_exponent, part.dtype), KIND)
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
-        x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
-        w = load(v_start + column, mask) * scale[:, None] - part[:, None] * x
-        tl.store(at(out_ptr, row, D) + column, a[:, None] * x + b[:, None] * w, mask=mask)
+    a, b, _ = _blend(root(total), power_of_two(v_row[1], total.dtype), KIND)
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
+        x, w = _wide_tiles(x_row, v_row, column, mask)
+        tl.store(at(out_ptr, row, blocks.D) + column, a[:, None] * x + b[:, None] * w, mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def vectors_backward_kernel(
-    grad_ptr,  # [rows, D]
-    x_ptr,  # [rows, D]
-    v_ptr,  # [rows, D]
-    dx_ptr,  # [rows, D], or None
-    dv_ptr,  # [rows, D], or None
-    x_stride,
-    v_stride,
-    rows,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Owns BLOCK_ROWS whole rows. Reads grad, x and v once, writes the gradients asked for once."""
-    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
-    column, mask = columns(0, there, D, BLOCK_D)
-    x, x_inverse, x_exponent = direction(load(at(x_ptr, row, x_stride) + column, mask))
-    v = load(at(v_ptr, row, v_stride) + column, mask)
-    grad = load(at(grad_ptr, row, D) + column, mask)
-    exponent = exponent_of(tl.max(tl.abs(v), axis=1))
-    scale, unit = power_of_two(-exponent, v.dtype), power_of_two(exponent, v.dtype)
-    v = v * scale[:, None]
-    part = tl.sum(x * v, axis=1)
-    w = v - part[:, None] * x
+def vectors_backward_kernel(pair, grad_ptr, dx_ptr, dv_ptr, rows, KIND: tl.constexpr, blocks):
+    """Owns BLOCK_ROWS whole rows. Reads grad, x and v once, writes the gradients asked for once; the others are
+    None."""
+    row, _, column, mask = whole_rows(tl.program_id(0), rows, blocks)
+    x, x_inverse, x_exponent, exponent, part, w = _read(pair, row, column, mask)
+    grad = load(at(grad_ptr, row, blocks.D) + column, mask)
+    scale, unit = power_of_two(-exponent, w.dtype), power_of_two(exponent, w.dtype)
     length = root(tl.sum(w * w, axis=1))
     grad_x, grad_w = tl.sum(grad * x, axis=1), tl.sum(grad * w, axis=1)
     a, b, n = _blend(length, unit, KIND)
@@ -170,39 +142,25 @@ def vectors_backward_kernel(
     tangent = grad - grad_x[:, None] * x
     if dv_ptr is not None:
         dv = (b * scale)[:, None] * tangent + nu[:, None] * w
-        tl.store(at(dv_ptr, row, D) + column, dv, mask=mask)
+        tl.store(at(dv_ptr, row, blocks.D) + column, dv, mask=mask)
     if dx_ptr is not None:
         dx = (a - part * b)[:, None] * tangent - (part * nu * unit + b * grad_x)[:, None] * w
-        tl.store(at(dx_ptr, row, D) + column, dx * reciprocal(x_inverse, x_exponent)[:, None], mask=mask)
+        tl.store(at(dx_ptr, row, blocks.D) + column, dx * reciprocal(x_inverse, x_exponent)[:, None], mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def vectors_backward_wide_kernel(
-    grad_ptr,
-    x_ptr,
-    v_ptr,
-    dx_ptr,
-    dv_ptr,
-    x_stride,
-    v_stride,
-    rows,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,  # 1
-    BLOCK_D: tl.constexpr,
-):
+def vectors_backward_wide_kernel(pair, grad_ptr, dx_ptr, dv_ptr, rows, KIND: tl.constexpr, blocks):
     """Owns one row, in blocks of BLOCK_D, read again for each of its sums."""
-    row, there = program_rows(tl.program_id(0), rows, BLOCK_ROWS)
-    x_start, v_start, grad_start = at(x_ptr, row, x_stride), at(v_ptr, row, v_stride), at(grad_ptr, row, D)
-    x_inverse, x_exponent = wide_direction(x_start, there, D, BLOCK_D)
-    v_exponent, part = _wide_part(x_start, v_start, there, x_inverse, x_exponent, D, BLOCK_D)
-    scale, unit = power_of_two(-v_exponent, part.dtype), power_of_two(v_exponent, part.dtype)
-    total = no_sums(x_ptr, BLOCK_ROWS)
+    row, there = program_rows(tl.program_id(0), rows, blocks.BLOCK_ROWS)
+    grad_start = at(grad_ptr, row, blocks.D)
+    x_row, v_row = _read_wide(pair, row, there, blocks)
+    _, exponent, part = v_row
+    scale, unit = power_of_two(-exponent, part.dtype), power_of_two(exponent, part.dtype)
+    total = no_sums(pair.x, blocks.BLOCK_ROWS)
     grad_x, grad_w = total, total
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
-        x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
-        w = load(v_start + column, mask) * scale[:, None] - part[:, None] * x
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
+        x, w = _wide_tiles(x_row, v_row, column, mask)
         grad = load(grad_start + column, mask)
         total += tl.sum(w * w, axis=1)
         grad_x += tl.sum(grad * x, axis=1)
@@ -210,15 +168,14 @@ def vectors_backward_wide_kernel(
     length = root(total)
     a, b, n = _blend(length, unit, KIND)
     nu = _bend(length, unit, n, a, b, grad_x, grad_w, KIND)
-    x_reciprocal = reciprocal(x_inverse, x_exponent)
-    for start in range(0, D, BLOCK_D):
-        column, mask = columns(start, there, D, BLOCK_D)
-        x = unit_tile(x_start + column, mask, x_inverse, x_exponent)
-        w = load(v_start + column, mask) * scale[:, None] - part[:, None] * x
+    x_reciprocal = reciprocal(x_row[1], x_row[2])
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        column, mask = columns(start, there, blocks)
+        x, w = _wide_tiles(x_row, v_row, column, mask)
         tangent = load(grad_start + column, mask) - grad_x[:, None] * x
         if dv_ptr is not None:
             dv = (b * scale)[:, None] * tangent + nu[:, None] * w
-            tl.store(at(dv_ptr, row, D) + column, dv, mask=mask)
+            tl.store(at(dv_ptr, row, blocks.D) + column, dv, mask=mask)
         if dx_ptr is not None:
             dx = (a - part * b)[:, None] * tangent - (part * nu * unit + b * grad_x)[:, None] * w
-            tl.store(at(dx_ptr, row, D) + column, dx * x_reciprocal[:, None], mask=mask)
+            tl.store(at(dx_ptr, row, blocks.D) + column, dx * x_reciprocal[:, None], mask=mask)

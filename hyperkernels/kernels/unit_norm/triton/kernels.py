@@ -18,6 +18,7 @@ import triton.language as tl
 from .... import _check
 from ...triton.launch import launch
 from ...triton.math import exponent_of, grow, held, load, no_sums, power_of_two, quotient, root
+from ...triton.rows import row_blocks, row_tile
 from ..op import UnitNormBackwardCall, UnitNormCall, UnitNormInPlaceCall
 
 
@@ -50,31 +51,10 @@ def _tangent(grad, unit, radial, inverse, exponent):
     return change * power_of_two(half, change.dtype) * power_of_two(exponent - half, change.dtype)
 
 
-@triton.jit
-def _tile(program, rows, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(offset of the program's first row: int64, offsets from it: int32 [BLOCK_ROWS, BLOCK_D], mask)."""
-    first = program.to(tl.int64) * BLOCK_ROWS
-    row = tl.arange(0, BLOCK_ROWS)[:, None]
-    column = tl.arange(0, BLOCK_D)[None, :]
-    mask = row < tl.minimum(rows - first, BLOCK_ROWS).to(tl.int32)
-    if BLOCK_D != D:
-        mask = mask & (column < D)
-    return first * D, row * D + column, mask
-
-
 @triton.jit(do_not_specialize=["rows"])
-def forward_kernel(
-    x_ptr,  # [rows, D]
-    y_ptr,  # [rows, D], may be x_ptr
-    rows,
-    D: tl.constexpr,
-    FLOOR: tl.constexpr,
-    FLOOR_EXPONENT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Owns BLOCK_ROWS whole rows. Reads x once, writes y once; rows and norms stay in registers."""
-    base, offsets, mask = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
+def forward_kernel(x_ptr, y_ptr, rows, FLOOR: tl.constexpr, FLOOR_EXPONENT: tl.constexpr, blocks):
+    """Owns BLOCK_ROWS whole rows. Reads x once, writes y, which may be x, once; rows and norms stay in registers."""
+    base, offsets, mask = row_tile(tl.program_id(0), 0, rows, blocks)
     x = load(x_ptr + base + offsets, mask)
     exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
     x = x * power_of_two(-exponent, x.dtype)[:, None]
@@ -83,19 +63,9 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def backward_kernel(
-    grad_ptr,  # [rows, D], gradient of y
-    x_ptr,  # [rows, D]
-    dx_ptr,  # [rows, D]
-    rows,
-    D: tl.constexpr,
-    FLOOR: tl.constexpr,
-    FLOOR_EXPONENT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Owns BLOCK_ROWS whole rows. Reads grad and x once, writes dx once; y and norms are never stored."""
-    base, offsets, mask = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
+def backward_kernel(grad_ptr, x_ptr, dx_ptr, rows, FLOOR: tl.constexpr, FLOOR_EXPONENT: tl.constexpr, blocks):
+    """Owns BLOCK_ROWS whole rows. Reads grad, that of y, and x once, writes dx once; y and norms are never stored."""
+    base, offsets, mask = row_tile(tl.program_id(0), 0, rows, blocks)
     x = load(x_ptr + base + offsets, mask)
     grad = load(grad_ptr + base + offsets, mask)
     exponent = _row_exponent(tl.max(tl.abs(x), axis=1), FLOOR_EXPONENT)
@@ -110,55 +80,36 @@ def backward_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def forward_wide_kernel(
-    x_ptr,  # [rows, D]
-    y_ptr,  # [rows, D], may be x_ptr
-    rows,
-    D: tl.constexpr,
-    FLOOR: tl.constexpr,
-    FLOOR_EXPONENT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,  # 1
-    BLOCK_D: tl.constexpr,
-):
+def forward_wide_kernel(x_ptr, y_ptr, rows, FLOOR: tl.constexpr, FLOOR_EXPONENT: tl.constexpr, blocks):
     """Owns one row, in blocks of BLOCK_D. Reads x twice (the second time from the caches), writes y once; the norm is
     never stored. The sum of squares moves to a larger unit whenever a block holds a larger element."""
-    base, offsets, _ = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
-    total = no_sums(x_ptr, BLOCK_ROWS)
+    base, offsets, _ = row_tile(tl.program_id(0), 0, rows, blocks)
+    total = no_sums(x_ptr, blocks.BLOCK_ROWS)
     exponent = _row_exponent(total, FLOOR_EXPONENT)
-    for start in range(0, D, BLOCK_D):
-        x = load(x_ptr + base + start + offsets, offsets < D - start)
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        x = load(x_ptr + base + start + offsets, offsets < blocks.D - start)
         exponent, factor = grow(exponent, tl.max(tl.abs(x), axis=1))
         x = x * power_of_two(-exponent, x.dtype)[:, None]
         total = total * factor * factor + tl.sum(x * x, axis=1)
     _, _, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
     scale = power_of_two(-exponent, total.dtype)
-    for start in range(0, D, BLOCK_D):
-        mask = offsets < D - start
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        mask = offsets < blocks.D - start
         x = load(x_ptr + base + start + offsets, mask)
         tl.store(y_ptr + base + start + offsets, x * scale[:, None] * inverse[:, None], mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def backward_wide_kernel(
-    grad_ptr,  # [rows, D], gradient of y
-    x_ptr,  # [rows, D]
-    dx_ptr,  # [rows, D]
-    rows,
-    D: tl.constexpr,
-    FLOOR: tl.constexpr,
-    FLOOR_EXPONENT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,  # 1
-    BLOCK_D: tl.constexpr,
-):
+def backward_wide_kernel(grad_ptr, x_ptr, dx_ptr, rows, FLOOR: tl.constexpr, FLOOR_EXPONENT: tl.constexpr, blocks):
     """Owns one row, in blocks of BLOCK_D. Reads grad and x twice (the second time from the caches), writes dx once; y
     and the norm are never stored."""
-    base, offsets, _ = _tile(tl.program_id(0), rows, D, BLOCK_ROWS, BLOCK_D)
-    total = no_sums(x_ptr, BLOCK_ROWS)
+    base, offsets, _ = row_tile(tl.program_id(0), 0, rows, blocks)
+    total = no_sums(x_ptr, blocks.BLOCK_ROWS)
     dot = total
     exponent = _row_exponent(total, FLOOR_EXPONENT)
     grad_exponent = exponent_of(total)
-    for start in range(0, D, BLOCK_D):
-        mask = offsets < D - start
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        mask = offsets < blocks.D - start
         x = load(x_ptr + base + start + offsets, mask)
         grad = load(grad_ptr + base + start + offsets, mask)
         exponent, factor = grow(exponent, tl.max(tl.abs(x), axis=1))
@@ -169,8 +120,8 @@ def backward_wide_kernel(
         dot = dot * factor * grad_factor + tl.sum(x * grad, axis=1)
     norm, floor, inverse = _inverse_length(total, exponent, FLOOR, FLOOR_EXPONENT)
     radial = _radial(dot, total, norm, floor)
-    for start in range(0, D, BLOCK_D):
-        mask = offsets < D - start
+    for start in range(0, blocks.D, blocks.BLOCK_D):
+        mask = offsets < blocks.D - start
         x = load(x_ptr + base + start + offsets, mask)
         grad = load(grad_ptr + base + start + offsets, mask)
         x = x * power_of_two(-exponent, x.dtype)[:, None]
@@ -229,10 +180,8 @@ def _launch(
         triton.cdiv(rows, config.block_rows),
         *tensors,
         rows,
-        D=dim,
         **floor_constants(eps, x.dtype),
-        BLOCK_ROWS=config.block_rows,
-        BLOCK_D=config.block_d,
+        blocks=row_blocks(dim, config.block_rows, config.block_d),
         num_warps=config.warps,
     )
 
