@@ -115,6 +115,10 @@ class Operation(Generic[Call, Result]):
         """The arguments of the dispatcher's op."""
         return self._call.flat(call)
 
+    def call(self, flat: tuple[Any, ...]) -> Call:
+        """The call with these arguments of the dispatcher's op."""
+        return self._call.built(flat)  # type: ignore[no-any-return]
+
     def built(self, out: Any) -> Any:
         """The result of what the dispatcher's op returned, or the gradients of each part of it."""
         return out if self._result is None else self._result.built(out)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from hyperkernels.kernels.optim import reference
 
 from .accuracy import assert_as_accurate
+from .launchers import reference_updates
 
 SGD_OPTIONS = {
     "plain": {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False},
@@ -109,7 +109,7 @@ def check(functions, kind, p, options, lr=0.125, grad_scale=None, factor=2.0):
     )
     right = BY_HAND[kind](cpu, lr, *options.values(), scale=grad_scale or 1.0)
     peer = run(
-        getattr(reference, f"{kind}_rows_"),
+        getattr(reference_updates, f"{kind}_rows_"),
         kind,
         cpu,
         options,

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from hyperkernels.kernels.optim import reference
 
 from .accuracy import assert_as_accurate
+from .launchers import reference_updates
 
 SGD_OPTIONS = {
     "plain": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False},
@@ -144,7 +144,7 @@ def check(function, kind, name, lr=0.125, grad_scale=None, shapes=SHAPES, dtype=
     scale = None if grad_scale is None else torch.tensor([grad_scale])
     mine = run(function, p, options, lr, grad_scale=None if scale is None else scale.to(device)).map(torch.Tensor.cpu)
     p = p.map(torch.Tensor.cpu)
-    peer = run(getattr(reference, f"sphere_{kind}_"), p, options, lr, grad_scale=scale)
+    peer = run(getattr(reference_updates, f"sphere_{kind}_"), p, options, lr, grad_scale=scale)
     truth = by_hand(kind, p, options, lr, grad_scale or 1.0)
     for i, shape in enumerate(shapes):
         assert torch.equal(mine.steps[i], truth.steps[i])
@@ -206,7 +206,7 @@ def check_edges(functions, dtype=torch.float32, device="cpu"):
         gradient[5, 2], gradient[6, 1], point[7, 0] = torch.nan, torch.inf, torch.nan
         found, wanted = (
             run(functions[kind], p, options, 0.5),
-            run(getattr(reference, f"sphere_{kind}_"), p, options, 0.5),
+            run(getattr(reference_updates, f"sphere_{kind}_"), p, options, 0.5),
         )
         mine, theirs = found.points[0].double(), wanted.points[0].double()
         close = {"rtol": 0, "atol": 8 * torch.finfo(dtype).eps}

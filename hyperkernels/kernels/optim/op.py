@@ -25,6 +25,6 @@ def update(operation: Operation[Any, None], call: Any) -> None:
     written = call[0][0] if isinstance(call[0], list) else call[0]
     backend = _backend.select("optim", written.device)
     if backend == "reference":
-        getattr(reference, operation.name)(*operation.flat(call))
+        getattr(reference, operation.name)(call)
     else:
         operation(call, backend)

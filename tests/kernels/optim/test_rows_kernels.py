@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from hyperkernels.kernels.optim import reference
+from tests.support.launchers import reference_updates
 from tests.support import LOWER_CAPABILITIES, assert_passes_at
 from tests.support import optim_cases as cases
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CPP = {kind: getattr(torch.ops.hyperkernels, f"{kind}_rows_") for kind in ("sgd", "adamw")}
-REFERENCE = {kind: getattr(reference, f"{kind}_rows_") for kind in ("sgd", "adamw")}
+REFERENCE = {kind: getattr(reference_updates, f"{kind}_rows_") for kind in ("sgd", "adamw")}
 
 
 @pytest.mark.parametrize(("kind", "options"), cases.CASES)
