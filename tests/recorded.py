@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 import hyperkernels as hk
+from hyperkernels._dtypes import widest_dtype
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Case = tuple[str, Callable[[], Any]]
@@ -51,7 +52,8 @@ def _with_gradients(function: Callable[..., Any], *leaves: torch.Tensor) -> Any:
     reached = [t for t in tensors if t.requires_grad]
     if not reached:
         return out
-    total = sum((t.double() * torch.linspace(0.5, 1.5, t.numel()).view(t.shape)).sum() for t in reached)
+    wide = widest_dtype(reached[0].device)
+    total = sum((t.to(wide) * torch.linspace(0.5, 1.5, t.numel()).view(t.shape)).sum() for t in reached)
     total.backward()
     return out, [None if leaf.grad is None else leaf.grad for leaf in leaves]
 
@@ -205,18 +207,20 @@ def _sphere(n: int, d: int, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def _optim(n: int, d: int, dtype: torch.dtype) -> Iterator[Case]:
+    x = _rows(n, d, dtype, 1)
     for name, options in {
         "SGD": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
         "AdamW": {"lr": 0.1},
         "SphereSGD": {"lr": 0.1, "momentum": 0.9},
         "SphereAdam": {"lr": 0.1},
     }.items():
+        gradients = [_rows(n, d, dtype, 10 + seed) for seed in range(3)]
 
-        def steps(name=name, options=options) -> Any:
-            weight = torch.nn.Parameter(_rows(n, d, dtype, 1))
+        def steps(name=name, options=options, gradients=gradients) -> Any:
+            weight = torch.nn.Parameter(x.clone())
             optimizer = getattr(hk.optim, name)([weight], **options)
-            for seed in range(3):
-                weight.grad = _rows(n, d, dtype, 10 + seed)
+            for gradient in gradients:
+                weight.grad = gradient.clone()
                 optimizer.step()
             return weight, [sorted(state) and list(state.values()) for state in optimizer.state.values()]
 

@@ -9,7 +9,7 @@ import torch
 
 from .. import _check
 from .._autocast import autocast_dtype
-from .._dtypes import accumulate_dtype
+from .._dtypes import accumulate_dtype, widest_dtype
 from .._order import spread
 from ..kernels.margin_softmax.negatives import Negatives
 from ..kernels.margin_softmax.problem import OUTSIDE, Options
@@ -119,7 +119,7 @@ def check_head(
         _check.integer("workspace", workspace, minimum=0)
     skip_budget = _check.number("skip_budget", skip_budget, minimum=0.0, maximum=1.0)
     if skip_report is not None:
-        _check.tensor("skip_report", skip_report, (torch.float64,), dim=1)
+        _check.tensor("skip_report", skip_report, (widest_dtype(skip_report.device),), dim=1)
         _check.same_device("skip_report", skip_report, "x", x)
         if skip_report.shape[0] != 2 or skip_report.requires_grad:
             raise ValueError(f"skip_report must be [2] without gradient; got shape {tuple(skip_report.shape)}")

@@ -10,6 +10,7 @@ import math
 import torch
 
 from .. import _check
+from .._dtypes import widest_dtype
 from ..kernels.pair_mining.problem import PairRowStatistics, Transform
 from ..pairs.pairs import LINEAR
 from ..pairs.source import LocalPairSource
@@ -298,6 +299,7 @@ def _ranked(
         if scale:
             mean = mean.detach() + (lse - lse.detach()) / scale
         lse = lse.detach()
-    floor = torch.full((), columns, dtype=torch.float64).clamp_min(1).mul(1e-5).log()  # columns may be a symbol
+    number = torch.full((), columns, dtype=widest_dtype(lse.device))  # columns may be a symbol
+    floor = number.clamp_min(1).mul(1e-5).log()
     share = torch.sigmoid(lse - scale * threshold - floor)
     return torch.where(some, sign * (mean - threshold) * share, 0)

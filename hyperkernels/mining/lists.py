@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import _check
+from .._dtypes import filled
 from ..pairs.pairs import Pairs
 from ..pairs.positives import below
 from .common import PairLists, above, is_distance, labelled_pairs
@@ -187,7 +188,7 @@ def _window(pairs: Pairs, name: str, allowed: Any, similarity: str) -> tuple[Lim
         raise ValueError(f"{name} must have low <= high; got {allowed!r}")
     if is_distance(similarity):
         low, high = -high, -low
-    ends = (torch.full((), v, dtype=torch.float64, device=pairs.x.device).to(pairs.dtype) for v in (low, high))
+    ends = (filled((), v, pairs.dtype, pairs.x.device) for v in (low, high))
     low_end, high_end = ends
     return below(low_end), above(high_end)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _check
-from .._dtypes import accumulate_dtype
+from .._dtypes import accumulate_dtype, widest_dtype
 from ..kernels.optim.problem import RowGradient
 
 
@@ -41,7 +41,7 @@ def numbers_on(
     moved = Scaling(*(None if t is None else t.to(device, non_blocking=True) for t in scaling))
     if waits:
         assert isinstance(lr, torch.Tensor)
-        return lr.detach().to(device, torch.float64), moved, 0.0
+        return lr.detach().to(device, widest_dtype(device)), moved, 0.0
     return None, moved, float(lr)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from .. import _check
 from .._autocast import autocast_dtype
-from .._dtypes import accumulate_dtype
+from .._dtypes import accumulate_dtype, filled
 from ..kernels.pair_mining import op, selections
 from ..kernels.pair_mining.ordered import moved
 from ..kernels.pair_mining.problem import Columns, PairProblem, PairRowStatistics, Tile, Transform
@@ -161,8 +161,7 @@ class Pairs(LocalPairSource):
         if not isinstance(value, torch.Tensor):
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
-            # By way of float64: what is beyond the range of float32 becomes infinite, where torch.full would refuse it.
-            return torch.full((n,), float(value), dtype=torch.float64, device=self.x.device).to(self.dtype)
+            return filled((n,), float(value), self.dtype, self.x.device)
         _check.tensor(name, value, _check.FLOAT_DTYPES)
         _check.same_device(name, value, "x", self.x)
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, n)):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .. import _check
-from .._dtypes import accumulate_dtype
+from .._dtypes import accumulate_dtype, widest_dtype
 from ..kernels.pair_mining import selections
 from ..kernels.sphere.reference import EPS
 from ..losses.spread import log_mean_exp_of
@@ -19,7 +19,7 @@ REDUCTIONS = ("mean", "sum")
 
 
 class _Riesz(torch.autograd.Function):
-    """The sum over ordered pairs of unit rows in float64, and its gradient where needed. One pass over blocks of rows
+    """The sum over ordered pairs of unit rows, and its gradient where needed. One pass over blocks of rows
     computes both."""
 
     generate_vmap_rule = True
@@ -67,7 +67,8 @@ def riesz_energy(
 
         |x_i^ - x_j^|^-s,   -log |x_i^ - x_j^| for s = 0
 
-    Computed in float64, over blocks of rows that give value and gradient at once; the N x N energies are never stored.
+    Computed in float64 where the device has it, over blocks of rows that give value and gradient at once; the N x N
+    energies are never stored.
 
     Args:
         x: [N, D]; float64, float32, bfloat16 or float16; rows of any length.
@@ -88,7 +89,7 @@ def riesz_energy(
     _check.choice("reduction", reduction, REDUCTIONS)
     floor = _check.number("min_distance", min_distance, above=0.0, maximum=2.0)
     n = len(x)
-    unit = unit_rows(x.double(), EPS)
+    unit = unit_rows(x.to(widest_dtype(x.device)), EPS)
     energy, _ = _Riesz.apply(unit, s, floor, torch.is_grad_enabled() and unit.requires_grad)
     return (energy / max(n * (n - 1), 1) if reduction == "mean" else energy).to(accumulate_dtype(x.dtype))
 

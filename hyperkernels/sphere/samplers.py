@@ -7,7 +7,7 @@ import math
 import torch
 
 from .. import _check
-from .._dtypes import accumulate_dtype
+from .._dtypes import accumulate_dtype, widest_dtype
 from ..unit_norm import unit_norm
 from .functional import tangent
 
@@ -57,9 +57,9 @@ def sample_vmf(
     """Points drawn from von Mises-Fisher distributions, by rejection (Wood, 1994; the proposals by Ulrich's formula,
     1984).
 
-    The component along mu is drawn first, in float64; the rest is the tangent part at mu of a Gaussian vector, scaled
-    to the remaining length. It is uniform around mu. (A reflection of an axis to mu would be inaccurate where the two
-    are close.)
+    The component along mu is drawn first, in float64 where the device has it; the rest is the tangent part at mu of a
+    Gaussian vector, scaled to the remaining length. It is uniform around mu. (A reflection of an axis to mu would be
+    inaccurate where the two are close.)
 
     Args:
         mu: [..., D] mean directions, D at least 2; float64, float32, bfloat16 or float16; rows of any length.
@@ -83,9 +83,11 @@ def sample_vmf(
         _check.tensor("kappa", kappa, _check.FLOAT_DTYPES)
         _check.same_device("kappa", kappa, "mu", mu)
     else:
-        kappa = torch.full((), _check.number("kappa", kappa, minimum=0.0), dtype=torch.float64, device=mu.device)
+        kappa = torch.full(
+            (), _check.number("kappa", kappa, minimum=0.0), dtype=widest_dtype(mu.device), device=mu.device
+        )
     try:
-        kappa = kappa.double().expand(mu.shape[:-1])
+        kappa = kappa.to(widest_dtype(mu.device)).expand(mu.shape[:-1])
     except RuntimeError:
         raise ValueError(f"kappa must broadcast to {tuple(mu.shape[:-1])}; got shape {tuple(kappa.shape)}") from None
     away = _one_minus_component(kappa, mu.shape[-1], n, generator)
@@ -105,10 +107,10 @@ def _one_minus_component(kappa: torch.Tensor, d: int, n: int, generator: torch.G
     peak, short = (1 - b) / (1 + b), 2 * b / (1 + b)  # Wood's x_0, and 1 - x_0
     floor = torch.log(4 * b) - 2 * torch.log1p(b)  # log(1 - x_0^2)
     power = math.inf if d == 2 else 2 / (d - 2)
-    away = torch.zeros(shape, dtype=torch.float64, device=kappa.device)
+    away = kappa.new_zeros(shape)
     open_ = torch.ones(shape, dtype=torch.bool, device=kappa.device)
     for _ in range(_PROPOSALS):
-        u = torch.rand((3, *shape), generator=generator, dtype=torch.float64, device=kappa.device)
+        u = torch.rand((3, *shape), generator=generator, dtype=kappa.dtype, device=kappa.device)
         # A component of a uniform point: of density (1 - c^2)^{(d-3)/2}.
         c = (-torch.expm1(u[0].log() * power)).sqrt() * torch.cos(2 * torch.pi * u[1])
         z = (1 - c) / 2

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .. import _check
-from .._dtypes import accumulate_dtype
+from .._dtypes import accumulate_dtype, widest_dtype
 from ..pairs.pairs import unit_rows
 from .once import Slope
 
@@ -94,6 +94,10 @@ def _number(name: str, value: Any, device: torch.device | None = None) -> torch.
     return _check.tensor(name, value, _check.FLOAT_DTYPES)
 
 
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(widest_dtype(x.device))
+
+
 def log_area(d: int) -> float:
     """The logarithm of the area of the unit sphere of R^d."""
     return math.log(2) + d / 2 * math.log(math.pi) - math.lgamma(d / 2)
@@ -108,15 +112,15 @@ def vmf_log_norm(kappa: torch.Tensor | float, d: int) -> torch.Tensor:
         d: dimension of the space, at least 2.
 
     Returns:
-        The shape of kappa; float32, float64 for float64, from arithmetic in float64. Any number of derivatives; the
-        first is -``vmf_mean_length``.
+        The shape of kappa; float32, float64 for float64, from arithmetic in float64 where the device has it. Any number
+        of derivatives; the first is -``vmf_mean_length``.
 
     Raises:
         TypeError, ValueError: a wrong argument, named.
     """
     kappa = _number("kappa", kappa)
     _check.integer("d", d, 2)
-    log_sum, _ = _expansion(kappa.double(), d)
+    log_sum, _ = _expansion(_wide(kappa), d)
     return (-log_area(d) - log_sum).to(accumulate_dtype(kappa.dtype))
 
 
@@ -127,7 +131,7 @@ def vmf_mean_length(kappa: torch.Tensor | float, d: int) -> torch.Tensor:
     """
     kappa = _number("kappa", kappa)
     _check.integer("d", d, 2)
-    wide = kappa.double()
+    wide = _wide(kappa)
     return (wide * _expansion(wide, d)[1]).to(accumulate_dtype(kappa.dtype))
 
 
@@ -188,7 +192,7 @@ def vmf_concentration(mean_length: torch.Tensor | float, d: int) -> torch.Tensor
     _check.integer("d", d, 2)
     dtype = accumulate_dtype(mean_length.dtype)
     largest = 1 - torch.finfo(dtype).eps / 2
-    return _Concentration.apply(mean_length.double().clamp(-largest, largest), d)[0].to(dtype)
+    return _Concentration.apply(_wide(mean_length).clamp(-largest, largest), d)[0].to(dtype)
 
 
 def vmf_log_prob(x: torch.Tensor, mu: torch.Tensor, kappa: torch.Tensor | float) -> torch.Tensor:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-
 from .accuracy import assert_as_accurate
 from .launchers import reference_updates
 

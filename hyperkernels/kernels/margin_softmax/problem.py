@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..._dtypes import accumulate_dtype
+from ..._dtypes import accumulate_dtype, widest_dtype
 from ..._schema import Report, Size, Tensor
 
 # As the number of a row's class within a part of the classes: the row takes no part, its class is in another part, it
@@ -158,7 +158,7 @@ def count_classes(weight: torch.Tensor, classes: torch.Tensor | None, sub_center
 def target_dtype(device: torch.device) -> torch.dtype:
     """The dtype of target_cos, whatever the inputs': the slope of an angular margin grows as the angle shrinks, and
     float32 cannot tell the cosine of a small angle from 1."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return widest_dtype(device)
 
 
 def results(call: ClassStatisticsCall) -> ClassStatisticsResult:

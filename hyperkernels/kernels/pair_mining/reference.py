@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..._dtypes import accumulate_dtype
+from ..._dtypes import accumulate_dtype, widest_dtype
 from .problem import PairProblem, PairRowStatistics, Transform
 
 
@@ -205,6 +205,17 @@ def philox(counter: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
     return [c0, c1, c2, c3]
 
 
+def _log_exponential(bits: torch.Tensor) -> torch.Tensor:
+    """log(-log1p(-v)), v = (bits + 0.5) / 2^32."""
+    wide = widest_dtype(bits.device)
+    if wide == torch.float64:
+        return (-torch.log1p(-(bits.to(wide) + 0.5) * 2.0**-32)).log()
+    # float32 rounds the largest v to 1: the logarithm is taken of the smaller of v and 1 - v.
+    upper = bits >= 2**31
+    near = (torch.where(upper, 0xFFFFFFFF - bits, bits).to(wide) + 0.5) * 2.0**-32
+    return torch.where(upper, -near.log(), -torch.log1p(-near)).log()
+
+
 def log_weights(u: torch.Tensor, weights: str, p0: float, p1: float, temperature: float) -> torch.Tensor:
     """The logarithm of what a pair of similarity u weighs in the draw, divided by the temperature.
 
@@ -233,7 +244,6 @@ def sample(
     for draw in range(draws):
         if draw % 4 == 0:
             numbers = philox([j, i, torch.full_like(j, draw // 4), torch.zeros_like(j)], seed)
-        uniform = (numbers[draw % 4].double() + 0.5) * 2.0**-32
-        key = log_weight - (-torch.log1p(-uniform)).log().to(u.dtype)
+        key = log_weight - _log_exponential(numbers[draw % 4]).to(u.dtype)
         drawn.append(_extreme(key, keep, keep.sum(1), largest=True)[1])
     return torch.stack(drawn, 1) if drawn else i.new_empty(n, 0)

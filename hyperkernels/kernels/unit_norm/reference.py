@@ -1,11 +1,9 @@
-"""v / max(|v|, eps) over the last dimension, and its derivative, in plain PyTorch: in float64, rounded once."""
+"""v / max(|v|, eps) over the last dimension, and its derivative, in plain PyTorch: in float64
+where the device has it, rounded once."""
 
 import torch
 
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    """float64, or float32 on a device that has none."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+from ..._dtypes import widest_dtype
 
 
 def yardstick(v: torch.Tensor) -> torch.Tensor:
@@ -19,7 +17,7 @@ def yardstick(v: torch.Tensor) -> torch.Tensor:
 
 
 def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
-    v = _wide(x)
+    v = x.to(widest_dtype(x.device))
     near = yardstick(v)
     v = v / near
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
@@ -29,7 +27,7 @@ def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 def unit_norm_backward(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
     """(g - y <y, g>) / |x|; g / eps where the floor holds."""
-    v, g = _wide(x), _wide(grad)
+    v, g = (t.to(widest_dtype(x.device)) for t in (x, grad))
     near = yardstick(v)
     norm = torch.linalg.vector_norm(v / near, dim=-1, keepdim=True) * near
     divisor = norm.clamp_min(eps)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.support.launchers import reference_updates
 from tests.support import LOWER_CAPABILITIES, assert_passes_at
 from tests.support import sphere_optim_cases as cases
+from tests.support.launchers import reference_updates
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CPP = {kind: getattr(torch.ops.hyperkernels, f"sphere_{kind}_") for kind in ("sgd", "adam")}
