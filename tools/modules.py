@@ -125,7 +125,7 @@ def module_of(name: str, function: Callable[..., Any]) -> str:
     documentation = Documentation(function)
     held = [p.name for p in options]
 
-    lines = [f"class {NAMES[name]}({'ProxyLoss' if owned else 'PairLoss'}):"]
+    lines = [f"class {NAMES[name]}({'ProxyLoss' if owned else 'LossModule'}):"]
     lines += [textwrap.indent(f'"""{documentation.summary}', "    "), ""]
     lines += [f"    The module of ``hk.losses.{name}``. {LEARNED}"]
     lines += ["", "    Args:"]
@@ -139,7 +139,7 @@ def module_of(name: str, function: Callable[..., Any]) -> str:
     lines += ["", "    Raises:", textwrap.indent(documentation.raises, "    "), '    """', ""]
 
     lines += [f"    {owned}: torch.nn.Parameter"] if owned else []
-    lines += [*(f"    {p.name}: {p.annotation}" for p in options), ""]
+    lines += [*(f"    {p.name}: {p.annotation}" for p in options), f"    _options = {tuple(held)!r}", ""]
     both = ", ".join(f"{n}={n}" for n in held)
     if owned:
         lines += [
@@ -171,12 +171,12 @@ def texts() -> dict[str, str]:
     files, imports = {}, []
     for file, names in sorted(found.items()):
         bodies = [module_of(name, getattr(hk.losses, name)) for name in names]
-        bases = sorted({base for base in ("PairLoss", "ProxyLoss") if any(f"({base})" in body for body in bodies)})
+        bases = sorted({base for base in ("LossModule", "ProxyLoss") if any(f"({base})" in body for body in bodies)})
         head = [
             f'"""Modules of ``hyperkernels.losses.{file}``. Written by tools/modules.py from its functions."""', "",
             "from __future__ import annotations", "",
             *(["from typing import Any", ""] if any(": Any" in body for body in bodies) else []),
-            "import torch", "", "from ... import losses", f"from ..pair_loss import {', '.join(bases)}", "", "",
+            "import torch", "", "from ... import losses", f"from ..loss_module import {', '.join(bases)}", "", "",
         ]  # fmt: skip
         files[f"{file}.py"] = "\n".join([*head, "\n\n".join(bodies)])
         imports.append(f"from .{file} import {', '.join(NAMES[name] for name in names)}")

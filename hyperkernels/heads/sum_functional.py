@@ -81,16 +81,9 @@ def sface_loss(
         IndexError: a target that is no class, or not among ``classes``, on the CPU; elsewhere such a row is NaN.
     """
     head = _head(
-        x,
-        weight,
-        target,
-        scale,
-        classes=classes,
-        sub_centers=sub_centers,
-        ignore_index=ignore_index,
-        workspace=workspace,
-        eps=eps,
-    )
+        x, weight, target, scale, classes=classes, sub_centers=sub_centers, ignore_index=ignore_index,
+        workspace=workspace, eps=eps,
+    )  # fmt: skip
     return sums.sface(
         head,
         _check.number("k", k, minimum=0.0),
@@ -151,16 +144,9 @@ def sphereface2_loss(
         IndexError: a target that is no class, or not among ``classes``, on the CPU; elsewhere such a row is NaN.
     """
     head = _head(
-        x,
-        weight,
-        target,
-        scale,
-        classes=classes,
-        sub_centers=sub_centers,
-        ignore_index=ignore_index,
-        workspace=workspace,
-        eps=eps,
-    )
+        x, weight, target, scale, classes=classes, sub_centers=sub_centers, ignore_index=ignore_index,
+        workspace=workspace, eps=eps,
+    )  # fmt: skip
     if _check.integer("t", t, minimum=1) > LARGEST_POWER:
         raise ValueError(f"t must be in [1, {LARGEST_POWER}]; got {t}")
     return sums.sphereface2(
@@ -217,16 +203,9 @@ def uniface_loss(
         IndexError: a target that is no class, or not among ``classes``, on the CPU; elsewhere such a row is NaN.
     """
     head = _head(
-        x,
-        weight,
-        target,
-        scale,
-        classes=classes,
-        sub_centers=sub_centers,
-        ignore_index=ignore_index,
-        workspace=workspace,
-        eps=eps,
-    )
+        x, weight, target, scale, classes=classes, sub_centers=sub_centers, ignore_index=ignore_index,
+        workspace=workspace, eps=eps,
+    )  # fmt: skip
     return sums.uniface(
         _with_bias(head, bias, -1),
         _check.number("m", m),

@@ -1,44 +1,50 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from .. import _check
 from ..heads.sum_functional import sface_loss, sphereface2_loss, uniface_loss
+from .loss_module import LossModule
+
+SHARED = ("sub_centers", "reduction", "ignore_index", "workspace", "eps")
 
 
-class _SumHead(torch.nn.Module):
-    """Class centres, and the arguments that the losses share."""
+class _SumHead(LossModule):
+    """Class centres, and the options of the loss."""
+
+    _loss: Callable[..., torch.Tensor]
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
         sub_centers: int,
-        reduction: str,
-        ignore_index: int,
-        workspace: int | None,
-        eps: float,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        *,
+        scale: float,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        scale = _check.number("scale", scale, above=0.0)
+        super().__init__(scale=scale, **options, sub_centers=_check.integer("sub_centers", sub_centers, minimum=1))
         self.embedding_size = _check.integer("embedding_size", embedding_size, minimum=1)
         self.num_classes = _check.integer("num_classes", num_classes, minimum=1)
-        self.sub_centers = _check.integer("sub_centers", sub_centers, minimum=1)
-        self.reduction = reduction
-        self.ignore_index = ignore_index
-        self.workspace = workspace
-        self.eps = eps
         shape = (num_classes * sub_centers, embedding_size)
         self.weight = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
         torch.nn.init.normal_(self.weight, std=self.embedding_size**-0.5)
 
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        learned = (self.weight, target, self.bias) if hasattr(self, "bias") else (self.weight, target)
+        return type(self)._loss(x, *learned, **{name: getattr(self, name) for name in self._options})
+
     def extra_repr(self) -> str:
-        return f"embedding_size={self.embedding_size}, num_classes={self.num_classes}"
+        return f"embedding_size={self.embedding_size}, num_classes={self.num_classes}, {super().extra_repr()}"
 
 
 class SFace(_SumHead):
@@ -60,6 +66,13 @@ class SFace(_SumHead):
         TypeError, ValueError: a wrong argument, named.
     """
 
+    scale: float
+    k: float
+    a: float
+    b: float
+    _loss = staticmethod(sface_loss)
+    _options = ("scale", "k", "a", "b", *SHARED)
+
     def __init__(
         self,
         embedding_size: int,
@@ -78,30 +91,10 @@ class SFace(_SumHead):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            embedding_size, num_classes, sub_centers, reduction, ignore_index, workspace, eps, device, dtype
-        )
-        self.scale = _check.number("scale", scale, above=0.0)
-        self.k, self.a, self.b = k, a, b
+            embedding_size, num_classes, sub_centers, device, dtype, scale=scale, k=k, a=a, b=b, reduction=reduction,
+            ignore_index=ignore_index, workspace=workspace, eps=eps,
+        )  # fmt: skip
         self.reset_parameters()
-
-    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return sface_loss(
-            x,
-            self.weight,
-            target,
-            scale=self.scale,
-            k=self.k,
-            a=self.a,
-            b=self.b,
-            sub_centers=self.sub_centers,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            workspace=self.workspace,
-            eps=self.eps,
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scale={self.scale}, k={self.k}, a={self.a}, b={self.b}"
 
 
 class SphereFace2(_SumHead):
@@ -126,6 +119,13 @@ class SphereFace2(_SumHead):
         TypeError, ValueError: a wrong argument, named.
     """
 
+    alpha: float
+    scale: float
+    m: float
+    t: int
+    _loss = staticmethod(sphereface2_loss)
+    _options = ("alpha", "scale", "m", "t", "loss_weight", "gradient", *SHARED)
+
     def __init__(
         self,
         embedding_size: int,
@@ -146,17 +146,14 @@ class SphereFace2(_SumHead):
         dtype: torch.dtype | None = None,
     ) -> None:
         _check.integer("num_classes", num_classes, minimum=2)
-        super().__init__(
-            embedding_size, num_classes, sub_centers, reduction, ignore_index, workspace, eps, device, dtype
-        )
-        self.alpha = _check.number("alpha", alpha, above=0.0)
-        if self.alpha >= 1:
+        if _check.number("alpha", alpha, above=0.0) >= 1:
             raise ValueError(f"alpha must be below 1; got {alpha}")
-        self.scale = _check.number("scale", scale, above=0.0)
-        self.m = _check.number("m", m)
-        self.t = _check.integer("t", t, minimum=1)
-        self.loss_weight = loss_weight
-        self.gradient = gradient
+        m, t = _check.number("m", m), _check.integer("t", t, minimum=1)
+        super().__init__(
+            embedding_size, num_classes, sub_centers, device, dtype, scale=scale, alpha=alpha, m=m, t=t,
+            loss_weight=loss_weight, gradient=gradient, reduction=reduction, ignore_index=ignore_index,
+            workspace=workspace, eps=eps,
+        )  # fmt: skip
         self.bias = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -172,28 +169,6 @@ class SphereFace2(_SumHead):
         else:
             start = math.log(2 * ratio / (1 - ratio + root)) - other
         torch.nn.init.constant_(self.bias, start)
-
-    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return sphereface2_loss(
-            x,
-            self.weight,
-            target,
-            self.bias,
-            alpha=self.alpha,
-            scale=self.scale,
-            m=self.m,
-            t=self.t,
-            loss_weight=self.loss_weight,
-            gradient=self.gradient,
-            sub_centers=self.sub_centers,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            workspace=self.workspace,
-            eps=self.eps,
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, alpha={self.alpha}, scale={self.scale}, m={self.m}, t={self.t}"
 
 
 class UniFace(_SumHead):
@@ -216,6 +191,12 @@ class UniFace(_SumHead):
         TypeError, ValueError: a wrong argument, named.
     """
 
+    m: float
+    scale: float
+    l: float  # noqa: E741
+    _loss = staticmethod(uniface_loss)
+    _options = ("m", "scale", "l", *SHARED)
+
     def __init__(
         self,
         embedding_size: int,
@@ -233,32 +214,12 @@ class UniFace(_SumHead):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            embedding_size, num_classes, sub_centers, reduction, ignore_index, workspace, eps, device, dtype
-        )
-        self.m, self.l = m, l
-        self.scale = _check.number("scale", scale, above=0.0)
+            embedding_size, num_classes, sub_centers, device, dtype, scale=scale, m=m, l=l, reduction=reduction,
+            ignore_index=ignore_index, workspace=workspace, eps=eps,
+        )  # fmt: skip
         self.bias = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
         torch.nn.init.constant_(self.bias, math.log(10 * self.num_classes))
-
-    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return uniface_loss(
-            x,
-            self.weight,
-            target,
-            self.bias,
-            m=self.m,
-            scale=self.scale,
-            l=self.l,
-            sub_centers=self.sub_centers,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            workspace=self.workspace,
-            eps=self.eps,
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, m={self.m}, scale={self.scale}, l={self.l}"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from ... import losses
-from ..pair_loss import PairLoss
+from ..loss_module import LossModule
 
 
-class InfoNCELoss(PairLoss):
+class InfoNCELoss(LossModule):
     """InfoNCE (van den Oord et al., arXiv 1807.03748): -log of the softmax at the positive, of s_ij / temperature.
 
         loss_i = lse_coefficient * log(sum_P e^{(s - margin) / t} + sum_N e^{s / t}) - mean_P (s - margin) / t
@@ -76,6 +76,19 @@ class InfoNCELoss(PairLoss):
     process_group: Any
     communication: str
     gradient_reduction: str
+    _options = (
+        "similarity",
+        "temperature",
+        "margin",
+        "same_label",
+        "positive_in_denominator",
+        "symmetric",
+        "lse_coefficient",
+        "reduction",
+        "process_group",
+        "communication",
+        "gradient_reduction",
+    )
 
     def __init__(
         self,

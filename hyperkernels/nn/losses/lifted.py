@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ... import losses
-from ..pair_loss import PairLoss
+from ..loss_module import LossModule
 
 
-class GeneralizedLiftedLoss(PairLoss):
+class GeneralizedLiftedLoss(LossModule):
     """All positives of a row against all of its negatives.
 
     The loss of a row is [log(sum over positives of exp(d_p - pos_margin)) + log(sum over negatives of
@@ -44,6 +44,7 @@ class GeneralizedLiftedLoss(PairLoss):
     similarity: str
     normalize: bool
     reduction: str
+    _options = ("neg_margin", "pos_margin", "similarity", "normalize", "reduction")
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class GeneralizedLiftedLoss(PairLoss):
         )
 
 
-class LiftedLoss(PairLoss):
+class LiftedLoss(LossModule):
     """Every positive pair against the negatives of both of its ends.
 
     A positive pair (i, p) has the loss 1/2 [log(sum over the negatives n of i and of p of exp(neg_margin - d_n)) +
@@ -124,6 +125,7 @@ class LiftedLoss(PairLoss):
     similarity: str
     normalize: bool
     reduction: str
+    _options = ("neg_margin", "pos_margin", "similarity", "normalize", "reduction")
 
     def __init__(
         self,

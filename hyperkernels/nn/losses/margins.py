@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ... import losses
-from ..pair_loss import PairLoss
+from ..loss_module import LossModule
 
 
-class ContrastiveLoss(PairLoss):
+class ContrastiveLoss(LossModule):
     """Positives closer than one margin, negatives farther than another.
 
     With distances d the sums of [d - pos_margin]+ over the positive and of [neg_margin - d]+ over the negative pairs,
@@ -47,6 +47,7 @@ class ContrastiveLoss(PairLoss):
     normalize: bool
     reduction: str
     mean_over: str
+    _options = ("pos_margin", "neg_margin", "similarity", "normalize", "reduction", "mean_over")
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class ContrastiveLoss(PairLoss):
         )
 
 
-class MarginLoss(PairLoss):
+class MarginLoss(LossModule):
     """Positives closer than beta - margin, negatives farther than beta + margin, over all triplets.
 
     A triplet (i, p, n) has the loss [d_ip - beta + margin]+ + [beta - d_in + margin]+ (with similarities the signs
@@ -135,6 +136,7 @@ class MarginLoss(PairLoss):
     similarity: str
     normalize: bool
     reduction: str
+    _options = ("margin", "beta", "nu", "similarity", "normalize", "reduction")
 
     def __init__(
         self,
@@ -176,7 +178,7 @@ class MarginLoss(PairLoss):
         )
 
 
-class TripletLoss(PairLoss):
+class TripletLoss(LossModule):
     """Every row closer to its positives than to its negatives, by a margin.
 
     A triplet (i, p, n) of a row, a positive and a negative has the loss [v]+, or log(1 + exp(v)) where ``soft``, of the
@@ -220,6 +222,7 @@ class TripletLoss(PairLoss):
     normalize: bool
     reduction: str
     mean_over: str
+    _options = ("margin", "mining", "soft", "similarity", "normalize", "reduction", "mean_over")
 
     def __init__(
         self,
@@ -269,7 +272,7 @@ class TripletLoss(PairLoss):
         )
 
 
-class TupletMarginLoss(PairLoss):
+class TupletMarginLoss(LossModule):
     """A softmax of every positive pair against the negatives of its row, with slack in the angle.
 
     A positive pair (i, p) with the angle theta has the loss log(1 + sum over the negatives n of
@@ -301,6 +304,7 @@ class TupletMarginLoss(PairLoss):
     margin: float
     scale: float
     reduction: str
+    _options = ("margin", "scale", "reduction")
 
     def __init__(self, *, margin: float = 5.73, scale: float = 64.0, reduction: str = "mean") -> None:
         super().__init__(margin=margin, scale=scale, reduction=reduction)

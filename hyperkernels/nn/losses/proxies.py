@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ... import losses
-from ..pair_loss import PairLoss, ProxyLoss
+from ..loss_module import LossModule, ProxyLoss
 
 
-class NBCSoftmaxLoss(PairLoss):
+class NBCSoftmaxLoss(LossModule):
     """The block term of NBC-Softmax (arXiv 2212.08184), which keeps the means of the batch's classes apart,
 
         loss = 1/C sum over the classes k of the batch of log(1 + sum_{l != k} e^{scale * cos(mu_k, mu_l)})
@@ -34,6 +34,7 @@ class NBCSoftmaxLoss(PairLoss):
 
     scale: torch.Tensor | float
     num_classes: int | None
+    _options = ("scale", "num_classes")
 
     def __init__(self, *, scale: torch.Tensor | float = 0.2, num_classes: int | None = None) -> None:
         super().__init__(scale=scale, num_classes=num_classes)
@@ -77,6 +78,7 @@ class ProxyAnchorLoss(ProxyLoss):
     proxies: torch.nn.Parameter
     margin: float
     alpha: torch.Tensor | float
+    _options = ("margin", "alpha")
 
     _centers = "proxies"
 
@@ -134,6 +136,7 @@ class ProxyNCALoss(ProxyLoss):
     normalize: bool
     softmax_scale: torch.Tensor | float
     reduction: str
+    _options = ("similarity", "normalize", "softmax_scale", "reduction")
 
     _centers = "proxies"
 
@@ -214,6 +217,7 @@ class SoftTripleLoss(ProxyLoss):
     gamma: float
     margin: float
     reduction: str
+    _options = ("centers_per_class", "la", "gamma", "margin", "reduction")
 
     _centers = "centers"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ... import losses
-from ..pair_loss import PairLoss
+from ..loss_module import LossModule
 
 
-class FastAPLoss(PairLoss):
+class FastAPLoss(LossModule):
     """One minus the average precision of every row, from histograms of its distances.
 
     The squared distances of unit vectors, in [0, 4], fall into triangular bins around num_bins + 1 equidistant centres.
@@ -39,6 +39,7 @@ class FastAPLoss(PairLoss):
 
     num_bins: int
     reduction: str
+    _options = ("num_bins", "reduction")
 
     def __init__(self, *, num_bins: int = 10, reduction: str = "mean") -> None:
         super().__init__(num_bins=num_bins, reduction=reduction)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ... import losses
-from ..pair_loss import PairLoss
+from ..loss_module import LossModule
 
 
-class SoftTargetInfoNCELoss(PairLoss):
+class SoftTargetInfoNCELoss(LossModule):
     """The contrastive term of Contra-X (arXiv 2209.11887): KL divergence of the softmax of the similarities from that
     of the labels,
 
@@ -40,6 +40,7 @@ class SoftTargetInfoNCELoss(PairLoss):
     temperature: torch.Tensor | float
     diagonal: bool
     reduction: str
+    _options = ("similarity", "temperature", "diagonal", "reduction")
 
     def __init__(
         self,

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from ... import losses
-from ..pair_loss import PairLoss
+from ..loss_module import LossModule
 
 
-class NPairsLoss(PairLoss):
+class NPairsLoss(LossModule):
     """N-pair loss (Sohn, NeurIPS 2016): the first two rows of every label that has two are its anchor and its
     positive, and every anchor is classified among the positives, by the cross-entropy of s / temperature. The paper's
     similarity is "dot"; pytorch-metric-learning's default is "cosine".
@@ -37,6 +37,7 @@ class NPairsLoss(PairLoss):
     similarity: str
     temperature: torch.Tensor | float
     reduction: str
+    _options = ("similarity", "temperature", "reduction")
 
     def __init__(
         self, *, similarity: str = "cosine", temperature: torch.Tensor | float = 1.0, reduction: str = "mean"
@@ -49,7 +50,7 @@ class NPairsLoss(PairLoss):
         )
 
 
-class NCALoss(PairLoss):
+class NCALoss(LossModule):
     """Neighbourhood components analysis (Goldberger et al., NeurIPS 2004): -log of the probability that a neighbour
     drawn by the softmax is of the row's label,
 
@@ -98,6 +99,15 @@ class NCALoss(PairLoss):
     process_group: Any
     communication: str
     gradient_reduction: str
+    _options = (
+        "similarity",
+        "normalize",
+        "softmax_scale",
+        "reduction",
+        "process_group",
+        "communication",
+        "gradient_reduction",
+    )
 
     def __init__(
         self,
@@ -147,7 +157,7 @@ class NCALoss(PairLoss):
         )
 
 
-class NTXentLoss(PairLoss):
+class NTXentLoss(LossModule):
     """Normalised temperature-scaled cross-entropy (SimCLR, arXiv 2002.05709), one term for each positive pair:
 
         loss_ip = -log( e^{s_ip / t} / (e^{s_ip / t} + sum_N e^{s_in / t}) )
@@ -180,6 +190,7 @@ class NTXentLoss(PairLoss):
     similarity: str
     temperature: torch.Tensor | float
     reduction: str
+    _options = ("similarity", "temperature", "reduction")
 
     def __init__(
         self, *, similarity: str = "cosine", temperature: torch.Tensor | float = 0.07, reduction: str = "mean"
@@ -209,7 +220,7 @@ class NTXentLoss(PairLoss):
         )
 
 
-class SupConLoss(PairLoss):
+class SupConLoss(LossModule):
     """Supervised contrastive loss (Khosla et al., arXiv 2004.11362), the form with the mean outside the logarithm:
 
         loss_i = log sum over P and N of e^{s / t} - mean_P s / t,   0 for rows without a positive
@@ -261,6 +272,16 @@ class SupConLoss(PairLoss):
     process_group: Any
     communication: str
     gradient_reduction: str
+    _options = (
+        "similarity",
+        "temperature",
+        "convention",
+        "base_temperature",
+        "reduction",
+        "process_group",
+        "communication",
+        "gradient_reduction",
+    )
 
     def __init__(
         self,

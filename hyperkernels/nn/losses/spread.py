@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from ... import losses
-from ..pair_loss import PairLoss
+from ..loss_module import LossModule
 
 
-class CalibratedUniformityLoss(PairLoss):
+class CalibratedUniformityLoss(LossModule):
     """Calibrated uniformity of CM3 (arXiv 2508.01226): items that are alike may lie closer,
 
         log of the mean over i < j of e^{-t (|x_i - x_j|^2 - 2 + 2 sim_ij)},   sim = clamp(cos(f_i, f_j), min, max)
@@ -39,6 +39,7 @@ class CalibratedUniformityLoss(PairLoss):
     t: float
     min_sim: float
     max_sim: float
+    _options = ("t", "min_sim", "max_sim")
 
     def __init__(self, *, t: float = 2.0, min_sim: float = 0.0, max_sim: float = 0.8) -> None:
         super().__init__(t=t, min_sim=min_sim, max_sim=max_sim)
@@ -47,7 +48,7 @@ class CalibratedUniformityLoss(PairLoss):
         return losses.calibrated_uniformity(x, fused, t=self.t, min_sim=self.min_sim, max_sim=self.max_sim)
 
 
-class MEOWLoss(PairLoss):
+class MEOWLoss(LossModule):
     """The contrastive term of MEOW (arXiv 2212.13847): a negative weighs as much as clusterings tell it apart,
 
         loss_i = log sum_j W_ij e^{s_ij / t} - s_ii / t,   W_ij = number of clusterings k with c_k(i) != c_k(j)
@@ -76,6 +77,7 @@ class MEOWLoss(PairLoss):
 
     temperature: torch.Tensor | float
     reduction: str
+    _options = ("temperature", "reduction")
 
     def __init__(self, *, temperature: torch.Tensor | float = 0.5, reduction: str = "mean") -> None:
         super().__init__(temperature=temperature, reduction=reduction)
@@ -86,7 +88,7 @@ class MEOWLoss(PairLoss):
         return losses.meow(x, labels, ref, ref_labels, temperature=self.temperature, reduction=self.reduction)
 
 
-class NearestPairPackingLoss(PairLoss):
+class NearestPairPackingLoss(LossModule):
     """The packing of HyperFace (arXiv 2411.08470): drives the closest pair of points apart, and the points towards the
     gallery,
 
@@ -111,6 +113,7 @@ class NearestPairPackingLoss(PairLoss):
     """
 
     alpha: float
+    _options = ("alpha",)
 
     def __init__(self, *, alpha: float = 0.5) -> None:
         super().__init__(alpha=alpha)
@@ -119,7 +122,7 @@ class NearestPairPackingLoss(PairLoss):
         return losses.nearest_pair_packing(x, gallery, alpha=self.alpha)
 
 
-class SigLIPLoss(PairLoss):
+class SigLIPLoss(LossModule):
     """Sigmoid loss (Zhai et al., arXiv 2303.15343): every pair is a classification of its own,
 
         loss_i = sum_P softplus(-(t s + b)) + sum_N softplus(t s + b)
@@ -163,6 +166,7 @@ class SigLIPLoss(PairLoss):
     process_group: Any
     communication: str
     gradient_reduction: str
+    _options = ("t", "b", "reduction", "process_group", "communication", "gradient_reduction")
 
     def __init__(
         self,
@@ -209,7 +213,7 @@ class SigLIPLoss(PairLoss):
         )
 
 
-class UniformityLoss(PairLoss):
+class UniformityLoss(LossModule):
     """Uniformity (Wang and Isola, arXiv 2005.10242): log of the mean of e^{-t |x_i - x_j|^2} over all pairs i < j.
 
     The module of ``hk.losses.uniformity``. A Parameter among the options is learned, a tensor is a buffer.
@@ -233,6 +237,7 @@ class UniformityLoss(PairLoss):
 
     t: float
     similarity: str
+    _options = ("t", "similarity")
 
     def __init__(self, *, t: float = 2.0, similarity: str = "cosine") -> None:
         super().__init__(t=t, similarity=similarity)

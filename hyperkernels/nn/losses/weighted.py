@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ... import losses
-from ..pair_loss import PairLoss
+from ..loss_module import LossModule
 
 
-class CircleLoss(PairLoss):
+class CircleLoss(LossModule):
     """Circle loss: every similarity pulled or pushed in proportion to how far it is from its optimum.
 
         log(1 + sum over negatives of exp(gamma a_n (s_n - m)) * sum over positives of exp(-gamma a_p (s_p - 1 + m))),
@@ -49,6 +49,7 @@ class CircleLoss(PairLoss):
     scope: str
     reduction: str
     mean_over: str
+    _options = ("m", "gamma", "scope", "reduction", "mean_over")
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class CircleLoss(PairLoss):
         )
 
 
-class MultiSimilarityLoss(PairLoss):
+class MultiSimilarityLoss(LossModule):
     """The multi-similarity loss with its mining, in one pass over the negatives.
 
     The loss of a row, over its mined positives p and negatives n, is
@@ -129,6 +130,7 @@ class MultiSimilarityLoss(PairLoss):
     similarity: str
     normalize: bool
     reduction: str
+    _options = ("alpha", "beta", "base", "epsilon", "similarity", "normalize", "reduction")
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class MultiSimilarityLoss(PairLoss):
         )
 
 
-class RankedListLoss(PairLoss):
+class RankedListLoss(LossModule):
     """Positives inside a sphere of radius alpha - margin, negatives outside of one of radius alpha.
 
     The loss of a row is (1 - imbalance) mean_p(d_p - (alpha - margin)) + imbalance mean_n(alpha - d_n) over the pairs
@@ -222,6 +224,7 @@ class RankedListLoss(PairLoss):
     similarity: str
     normalize: bool
     reduction: str
+    _options = ("margin", "Tn", "imbalance", "alpha", "Tp", "detach_weights", "similarity", "normalize", "reduction")
 
     def __init__(
         self,
@@ -277,7 +280,7 @@ class RankedListLoss(PairLoss):
         )
 
 
-class WeightedTripletLoss(PairLoss):
+class WeightedTripletLoss(LossModule):
     """The weighted regularised triplet loss of AGW: hard pairs weigh more, and there is no margin to choose.
 
     The loss of a row is log(1 + exp(f - c)), f the mean distance to its positives weighted by the softmax of d, c that
@@ -315,6 +318,7 @@ class WeightedTripletLoss(PairLoss):
     similarity: str
     normalize: bool
     reduction: str
+    _options = ("include_self", "exact", "similarity", "normalize", "reduction")
 
     def __init__(
         self,

@@ -9,13 +9,14 @@ import torch
 from .. import _check
 
 
-class PairLoss(torch.nn.Module):
+class LossModule(torch.nn.Module):
     """Holds the options of a loss as attributes: a Parameter is learned, a tensor becomes a buffer. They are checked
     with every batch, as the function checks them."""
 
+    _options: tuple[str, ...]  # their names
+
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        self._options = tuple(options)
         for name, value in options.items():
             if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
                 self.register_buffer(name, value)
@@ -27,7 +28,7 @@ class PairLoss(torch.nn.Module):
         return ", ".join(f"{name}={v!r}" for name, v in shown if not isinstance(v, torch.Tensor))
 
 
-class ProxyLoss(PairLoss):
+class ProxyLoss(LossModule):
     """Owns centres of the classes, [C * centers_per_class, D], drawn from N(0, 1/D): their norms start at one."""
 
     _centers: str  # the name of the parameter
