@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -5,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import REPORT, ROOT, aot
+from tests.support import REPORT, ROOT, aot, interpreter
 
 os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))  # by the hash of the source
 # A process that a worker of pytest-xdist starts is no worker: pytest-benchmark would measure nothing in one.
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_WORKER")]:
     del os.environ[name]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED and importlib.util.find_spec("triton"):
+    interpreter.hasten()
 
 
 def pytest_ignore_collect(collection_path, config):
