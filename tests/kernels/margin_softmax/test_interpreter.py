@@ -86,7 +86,8 @@ class Problem:
         return [g.to_dense() for g in torch.autograd.grad(loss, leaves or self.leaves())]
 
 
-def check(problem, block=32):
+def checked(problem, block=32):
+    """What the kernels give: statistics and gradients, as close to the reference's as they must be."""
     tolerance = TOLERANCE[problem.x.dtype]
     # Statistics come from float32 sums of exact products, whatever the inputs: a tie broken by rounding is no error.
     close = min(tolerance, 2e-5)
@@ -94,11 +95,16 @@ def check(problem, block=32):
     for name, mine, right in zip(NAMES, ours, truth, strict=False):
         assert mine.dtype == right.dtype, name
         torch.testing.assert_close(mine, right, rtol=close, atol=close, msg=lambda m, name=name: f"{name}: {m}")
-    for i, (mine, right) in enumerate(zip(problem.gradients(ours), problem.gradients(truth), strict=True)):
+    gradients = problem.gradients(ours)
+    for i, (mine, right) in enumerate(zip(gradients, problem.gradients(truth), strict=True)):
         assert mine.dtype == right.dtype and mine.isfinite().all()
         error, size = (mine.double() - right.double()).norm(), right.double().norm()
         assert error <= tolerance * size + 1e-7, f"gradient {i}: {error:.2e} of {size:.2e}"
-    return ours
+    return ours, gradients
+
+
+def check(problem, block=32):
+    return checked(problem, block)[0]
 
 
 def kind_is_of_every_day(kind, dtype):
@@ -154,7 +160,7 @@ def test_production_tiles(dtype, n, c, d):
 def test_chunks_of_classes(kind, sub_centers, monkeypatch):
     """Two tiles at a time: running statistics, chunks of H and the last, shorter one fit together."""
     monkeypatch.setattr(triton_kernels, "WORKSPACE", 9 * 16 * 16 * 4 * sub_centers)
-    check(Problem(9, 150, 20, torch.float32, kind, per_class=True, sub_centers=sub_centers), 16)
+    check(Problem(9, 90, 20, torch.float32, kind, per_class=True, sub_centers=sub_centers), 16)
 
 
 def test_lowest_class_wins_ties():
@@ -297,7 +303,8 @@ def test_only_what_is_needed():
         torch.testing.assert_close(alone, right, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["angle", pytest.param("sphereface2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["angle", "sphereface2"])
 def test_gradients_in_float64(kind):
     """The slopes of the kinds that hold no factor constant are those of their values."""
     problem = Problem(2, 14, 4, torch.float64, kind, special=False)

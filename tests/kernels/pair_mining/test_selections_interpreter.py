@@ -149,14 +149,18 @@ def test_ragged_bins(most, splits, split):
     cases.check_bins(cases.make(18, 35, 6, torch.float64, similarity="euclidean"), most, False)
 
 
-def test_bin_gradients_in_chunks(monkeypatch):
+CHUNKS = combinations(
+    cases.SIMILARITIES, [False, True], everyday=lambda similarity, own: own == (similarity == "euclidean")
+)
+
+
+@pytest.mark.parametrize(("similarity", "own"), CHUNKS)
+def test_bin_gradients_in_chunks(similarity, own, monkeypatch):
     monkeypatch.setattr(triton_product, "WORKSPACE", 2 * 16 * 16 * 4)
     monkeypatch.setattr(triton_product, "BLOCK", 16)
-    for own in (False, True):
-        for similarity in cases.SIMILARITIES:
-            problem = cases.make(20, 35, 7, torch.float32, "negative", similarity, own=own)
-            ids = torch.arange(35, dtype=torch.int32)
-            cases.check_bins(problem._replace(id=ids[:20], ref_id=ids[:20] if own else ids), 3, False)
+    problem = cases.make(20, 35, 7, torch.float32, "negative", similarity, own=own)
+    ids = torch.arange(35, dtype=torch.int32)
+    cases.check_bins(problem._replace(id=ids[:20], ref_id=ids[:20] if own else ids), 3, False)
 
 
 @pytest.mark.parametrize("own", combinations([False, True], everyday=lambda own: not own))
@@ -255,8 +259,13 @@ def test_draws_follow_the_weights():
     assert ((observed - expected) ** 2 / expected).sum() < 29.9
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("similarity", cases.SIMILARITIES)
+def value_is_of_every_day(similarity, dtype):
+    return dtype == torch.float32 or cases.SIMILARITIES.index(similarity) == DTYPES.index(dtype)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "dtype"), combinations(cases.SIMILARITIES, DTYPES, everyday=value_is_of_every_day)
+)
 def test_values(similarity, dtype):
     for n, m, d, pairs in ((20, 30, 70, 111), (1, 1, 1, 3), (3, 4, 600, 10), (6, 5, 8, 0)):
         for own in (False, True):

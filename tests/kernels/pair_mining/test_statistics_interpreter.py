@@ -241,7 +241,10 @@ def test_nan_that_does_not_count_is_left_out():
     assert not rows.lse.isnan().any()
 
 
-@pytest.mark.parametrize("turn", range(4), ids=lambda turn: TRANSFORMS[turn].name)
+POISONED = combinations(range(4), everyday=lambda turn: turn in (1, 2))
+
+
+@pytest.mark.parametrize("turn", POISONED, ids=lambda turn: TRANSFORMS[turn].name)
 def test_gradients_of_rows_that_are_not_finite(turn):
     """A row that no pair counts with, for its label, its id, or as none has its label, contributes nothing. One that
     counts reaches the rows that it counts for and no others."""
@@ -292,12 +295,12 @@ def test_indices_do_not_depend_on_the_tiles(monkeypatch):
 
 
 def test_accuracy_and_determinism():
-    case = Case(24, 200, 33, select="all", labels="none", ids=False, window=False)
+    case = Case(24, 100, 33, select="all", labels="none", ids=False, window=False)
     ours, peer, right = case.run("triton"), case.run("reference"), case.exact().run("reference")
     for name in ("sum", "sum_squares", "max", "lse", "d_scale"):
         assert_as_accurate(*(getattr(r[0], name).detach() for r in (ours, peer, right)), what=name)
     incoming = case.incoming()
-    first, again = (case.gradients(case.run("triton"), incoming) for _ in range(2))
+    first, again = (case.gradients(out, incoming) for out in (ours, case.run("triton")))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import hyperkernels as hk
 from hyperkernels.kernels.triton.rows import row_blocks, row_tile
 from hyperkernels.kernels.unit_norm.triton import kernels as triton_kernels
+from tests.support import combinations
 from tests.support.launchers import launchers
 
 from . import cases
@@ -48,17 +49,31 @@ def test_every_configuration(rows, dim, dtype):
 def loop(request, monkeypatch):
     """The kernels for wide rows, on rows that the interpreter gets through quickly."""
     if request.param == "wide":
-        wide = triton_kernels.UnitNormConfiguration(1, 16, 1, wide=True)
+        wide = triton_kernels.UnitNormConfiguration(1, 32, 1, wide=True)
         monkeypatch.setattr(triton_kernels, "configuration", lambda *_: wide)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("eps", [0.0, 1e-40, 1e-12])
+def floor_is_of_every_day(loop, eps, dtype):
+    """Of the wide kernels, each floor and each dtype once."""
+    return loop == "narrow" or FLOORS.index(eps) == DTYPES.index(dtype)
+
+
+FLOORS = (0.0, 1e-40, 1e-12)
+EXTREME = combinations(["narrow", "wide"], FLOORS, DTYPES, everyday=floor_is_of_every_day)
+
+
+@pytest.mark.parametrize(("loop", "eps", "dtype"), EXTREME, indirect=["loop"])
 def test_extreme_rows(eps, dtype, loop):
     cases.check_extreme(KERNELS, 37, dtype, eps)
 
 
-@pytest.mark.parametrize("power", [-1074, -600, 510, 1013])
+# The powers at the ends of the range are the hard ones.
+FAR = combinations(
+    ["narrow", "wide"], [-1074, -600, 510, 1013], everyday=lambda loop, power: loop == "narrow" or abs(power) > 1000
+)
+
+
+@pytest.mark.parametrize(("loop", "power"), FAR, indirect=["loop"])
 def test_doubles_whose_squares_leave_their_range(power, loop):
     cases.check_far_doubles(KERNELS, 37, power)
 
