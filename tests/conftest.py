@@ -12,6 +12,7 @@ os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))  # by 
 # A process that a worker of pytest-xdist starts is no worker: pytest-benchmark would measure nothing in one.
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_WORKER")]:
     del os.environ[name]
+SEEDS = json.loads((ROOT / "tests" / "support" / "seeds.json").read_text())
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED and importlib.util.find_spec("triton"):
     interpreter.hasten()
@@ -59,8 +60,10 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def _seed(request):
-    """A seed of the test's own, so that inputs differ between tests and a failure can be run again."""
-    torch.manual_seed(sum(map(ord, request.node.nodeid)))
+    """A seed of the test's own, so that inputs differ between tests and a failure can be run again. A file that has moved
+    keeps its seeds."""
+    file = request.node.nodeid.partition("::")[0]
+    torch.manual_seed(sum(map(ord, request.node.nodeid)) + SEEDS.get(file, 0))
 
 
 @pytest.fixture

@@ -54,10 +54,13 @@ struct ScaledBackwardRows {
         for (int64_t i = 0; i < dim; ++i) store(to + i, (g[i] * scale[i] - along * from[i]) * over);
       }
       if (dscale != nullptr) {
-        const A unit = A(1 / x.norm);
+        // Rows whose terms cancel leave the rounding of each: in double, and for doubles by the division itself.
+        const double norm = x.norm, unit = 1 / norm;
         double* to = dscale + which;
 #pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) to[i] += double(g[i] * (from[i] * unit));
+        for (int64_t i = 0; i < dim; ++i) {
+          to[i] += double(g[i]) * (sizeof(A) == 8 ? double(from[i]) / norm : double(from[i]) * unit);
+        }
       }
     }
   }
