@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def _seed(request):
-    """A seed of the test's own, so that inputs differ between tests and a failure can be run again. A file that has moved
+    """A seed of the test's own, so that inputs differ between tests and a failure can be run again. A file that moves
     keeps its seeds."""
     file = request.node.nodeid.partition("::")[0]
     torch.manual_seed(sum(map(ord, request.node.nodeid)) + SEEDS.get(file, 0))
