@@ -67,11 +67,6 @@ def test_a_pair_loss_is_exported_for_any_batch(name):
     check_export(Loss(name))
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_a_head_is_exported_for_any_batch(name):
-    check_export(getattr(hk.nn, name)(SIZE, CLASSES))
-
-
 def with_margin(name, **options):
     arguments = {"ClassMargin": (torch.zeros(CLASSES),), "AdaCos": (CLASSES,)}.get(name, ())
     margin = getattr(hk.margins, name)(*arguments)

@@ -156,4 +156,6 @@ def blocks(count: int, room: int, each: int) -> list[tuple[int, int]]:
 
 def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
     """The function's result. Its intermediate tensors are not kept, but computed again in the backward."""
+    if torch._C._are_functorch_transforms_active():  # which take no hooks of saved tensors
+        return function(*arguments)
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -45,7 +45,8 @@ def test_value_and_gradients(similarity, explicit):
 def test_all_others_listed_are_the_loss_without_a_list():
     x, ref, t = points(8), points(8), number(0.3)
     others = torch.arange(64).view(8, 8)[~torch.eye(8, dtype=torch.bool)].view(8, 7) % 8
-    for options in ({}, {"positive_in_denominator": False}, {"lse_coefficient": 0.9}):
+    alone = {"positive_in_denominator": False}
+    for options in ({}, alone, {"lse_coefficient": 0.9}, alone | {"lse_coefficient": 0.9}):
         mine, theirs = (info_nce(x, ref=ref, temperature=t, **options, **more) for more in ({"negatives": others}, {}))
         compare(mine, theirs, [x, ref, t])
 

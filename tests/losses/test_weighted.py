@@ -47,6 +47,9 @@ CASES = {
     "lifted cosine": case(
         "lifted", lambda *a: formulas.lifted(*a, 0.9, 0.8), neg_margin=0.9, pos_margin=0.8
     ),
+    "lifted, some hinges at 0": case(
+        "lifted", lambda *a: formulas.lifted(*a, -0.6, 1.7), "euclidean", pos_margin=1.7, neg_margin=-0.6
+    ),
     "generalized lifted": case(
         "generalized_lifted", lambda *a: formulas.generalized_lifted(*a, 1.0, 0.0), "euclidean"
     ),
@@ -172,7 +175,7 @@ def test_reductions(name):
     assert rows.shape == (15,) and mean.shape == ()
     torch.testing.assert_close(rows.sum(), total)
     count = 15
-    if name == "lifted" or name == "lifted cosine":
+    if name.startswith("lifted"):
         count = formulas.masks(given["labels"])[0].sum()
     elif name == "circle":
         count = (rows > 0).sum()

@@ -113,11 +113,12 @@ def test_triplets_are_valid(dtype, kind, data):
 
 
 def test_cutoffs():
-    """Nearer negatives weigh alike; those of the upper cutoff and beyond are not drawn."""
+    """Nearer negatives weigh alike, in a dimension in which distances do not; those of the upper cutoff and beyond are
+    not drawn."""
     angles = torch.tensor([0.0, 0.01, 0.1, 0.2, 2 * math.asin(0.7), 3.0], dtype=torch.float64)
     x = torch.stack([angles.cos(), angles.sin()], 1)
     labels, ref_labels = torch.zeros(1, dtype=torch.int64), torch.tensor([0, 1, 1, 1, 1, 1])
-    options = {"draws": 6000, "seed": 3, "nonzero_loss_cutoff": 1.4 - 1e-12}
+    options = {"draws": 6000, "seed": 3, "nonzero_loss_cutoff": 1.4 - 1e-12, "dim": 5}
     _, _, n = distance_weighted(x[:1], labels, x, ref_labels, **options)
     assert sorted(n.unique().tolist()) == [1, 2, 3]
     even = torch.tensor([0, 1, 1, 1, 0, 0], dtype=torch.float64) / 3

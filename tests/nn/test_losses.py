@@ -1,6 +1,5 @@
 """The modules of the pair losses compute what their functions do, with the options that they were given."""
 
-import copy
 import inspect
 
 import pytest
@@ -91,14 +90,8 @@ def test_a_parameter_is_learned_and_a_tensor_is_a_buffer():
     assert torch.equal(held(x, labels), hk.losses.margin(x, labels, beta=beta.double()))
 
 
-def test_copies_and_state():
+def test_repr_names_the_options():
     loss = hk.nn.ProxyAnchorLoss(C, D, margin=0.2)
-    again = copy.deepcopy(loss)
-    assert again.proxies is not loss.proxies and torch.equal(again.proxies, loss.proxies)
-    other = hk.nn.ProxyAnchorLoss(C, D, margin=0.2)
-    other.load_state_dict(loss.state_dict())
-    (x, labels), _ = batch_of("proxy_anchor")
-    assert torch.equal(other(x.float(), labels), loss(x.float(), labels))
     assert "num_classes=4, embedding_size=5, margin=0.2" in repr(loss)
 
 

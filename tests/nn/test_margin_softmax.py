@@ -1,7 +1,5 @@
 """hk.nn.MarginSoftmax as a module in a training loop."""
 
-import copy
-
 import pytest
 import torch
 
@@ -41,13 +39,23 @@ def test_it_calls_the_function_with_its_own_settings():
     assert torch.equal(head(x, target), wanted)
 
 
-def test_state_dict_copies_and_dtypes():
-    head = hk.nn.MarginSoftmax(4, 6, dtype=torch.float64)
+def test_what_a_state_dict_holds():
+    head = hk.nn.MarginSoftmax(4, 6)
     assert list(head.state_dict()) == ["weight"] and head.weight.shape == (6, 4)
-    other = hk.nn.MarginSoftmax(4, 6, dtype=torch.float64)
-    other.load_state_dict(head.state_dict())
-    x, target = torch.randn(3, 4, dtype=torch.float64), torch.tensor([5, 0, 2])
-    assert torch.equal(head(x, target), copy.deepcopy(other)(x, target))
+
+
+def test_a_learned_scale():
+    """It starts as the scale given, and its logarithm is learned."""
+    head = hk.nn.MarginSoftmax(8, 9, scale=7.0, learn_scale=True, dtype=torch.float64)
+    x, target = torch.randn(5, 8, dtype=torch.float64), torch.tensor([0, 3, 8, 1, 1])
+    torch.testing.assert_close(head(x, target), hk.margin_softmax_loss(x, head.weight, target, scale=7.0))
+    torch.nn.init.constant_(head.log_scale, 1.5)
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    wanted = hk.margin_softmax_loss(x, head.weight, target, scale=scale.exp())
+    torch.testing.assert_close(head(x, target), wanted)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(a, b)[0] for a, b in ((head(x, target), head.log_scale), (wanted, scale)))
+    )
 
 
 def test_a_margin_that_is_a_module_is_part_of_the_head():

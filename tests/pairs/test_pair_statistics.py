@@ -17,6 +17,12 @@ from hyperkernels.pairs.pairs import Pairs
 ALL = ("moments", "extremes", "lse", "softplus")
 
 
+@pytest.fixture(params=["cpp", "reference"])
+def backend(request):
+    with hk.backend(request.param):
+        yield
+
+
 def similarity_of(a, b, kind):
     if kind == "cosine":
         return F.normalize(a, dim=0) @ F.normalize(b, dim=0)
@@ -106,8 +112,22 @@ def test_equals_the_double_loop(seed, **options):
         torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "squared_euclidean"])
+@pytest.mark.parametrize("own", [True, False])
+def test_the_reference_equals_the_double_loop(own, similarity):
+    for select in ("positive", "negative", "all"):
+        case = problem(17, 14, 3, own, similarity, select, "few", True, "both", select == "all")
+        named = {("ignore" if k == "ignore_label" else k): v for k, v in case.items()}
+        truth = by_loop(**named, scale=3.0, offset=-0.5, bits=False)
+        with hk.backend("reference"):
+            ours = hk.pair_statistics(**case, statistics=ALL, scale=3.0, offset=-0.5)
+        assert 0 < ours.count.sum() < 14 * 17
+        for name, mine in ours._asdict().items():
+            torch.testing.assert_close(mine, torch.tensor(truth[name], dtype=mine.dtype), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("select", ["positive", "negative", "all"])
-def test_sets_of_bits(select):
+def test_sets_of_bits(select, backend):
     x = torch.randn(30, 6, dtype=torch.float64)
     labels = torch.randint(0, 8, (30,)) | (torch.randint(0, 2, (30,)) << 63)
     ours = hk.pair_statistics(x, labels, select=select, multi_hot=True, statistics=ALL)
@@ -151,7 +171,7 @@ def test_gradcheck(select, own, similarity):
     assert torch.autograd.gradcheck(mean, [x] + ([] if own else [ref]))
 
 
-def test_bounds_are_strict_and_ties_go_to_the_lowest_column():
+def test_bounds_are_strict_and_ties_go_to_the_lowest_column(backend):
     x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     found = hk.pair_statistics(x, similarity="dot", statistics=("extremes",))
     assert found.argmax.tolist() == [1, 2, 1, 0, 3] and found.argmin.tolist() == [4, 4, 4, 0, 1]
@@ -159,7 +179,7 @@ def test_bounds_are_strict_and_ties_go_to_the_lowest_column():
     assert within.count.tolist() == [1, 1, 1, 4, 1] and within.argmax.tolist() == [3, 3, 3, 0, 3]
 
 
-def test_ids_exclude_what_equal_values_do_not():
+def test_ids_exclude_what_equal_values_do_not(backend):
     x = torch.randn(4, 3)
     x[2] = x[0]
     same = hk.pair_statistics(x, statistics=("extremes",))

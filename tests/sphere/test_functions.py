@@ -18,7 +18,7 @@ S = hk.sphere
 # Radii
 
 
-@pytest.mark.parametrize("radius", [0.0, 1.3])
+@pytest.mark.parametrize("radius", [0.0, 1.3, 3.6])  # the last of about as many rows inside as outside
 @pytest.mark.parametrize("nu", [0.03, 1.0])
 def test_svdd_loss(radius, nu):
     x, center = points(20), points(1)[0].detach().requires_grad_()
@@ -75,7 +75,7 @@ def log_barrier(x, anomalous, target):
     return loss
 
 
-@pytest.mark.parametrize("size", [0.1, 0.4, 3.0])
+@pytest.mark.parametrize("size", [0.1, 0.4, 0.8, 3.0])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("targeted", [False, True])
 def test_log_barrier_loss(size, share, targeted):

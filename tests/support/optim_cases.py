@@ -99,7 +99,8 @@ def run(function, kind, p, options, **named):
 
 
 def check(functions, kind, p, options, lr=0.125, grad_scale=None, factor=2.0):
-    """`functions` ("sgd", "adamw") write what the loop by hand writes, as accurately as PyTorch in the same dtype."""
+    """`functions` ("sgd", "adamw") write what the loop by hand writes, with an error of at most `factor` times that of
+    the reference in the same dtype."""
     scale = None if grad_scale is None else torch.tensor([grad_scale], device=p.weight.device)
     named = {"lr": lr, "grad_scale": scale}
     weight, state, step = run(functions[kind], kind, p, options, **named)

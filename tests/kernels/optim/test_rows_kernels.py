@@ -22,8 +22,9 @@ def test_against_the_loop_by_hand(kind, options, dtype, total, dim, count):
 
 @pytest.mark.parametrize(("kind", "options"), cases.CASES)
 def test_the_reference_itself(kind, options):
+    """Half of its own error and a few units of rounding: its own error alone would allow any."""
     p = cases.problem(kind, 12, 5, 7, torch.float64)
-    cases.check(REFERENCE, kind, p, cases.OPTIONS[kind][options], grad_scale=4.0)
+    cases.check(REFERENCE, kind, p, cases.OPTIONS[kind][options], grad_scale=4.0, factor=0.5)
     cases.check_skipped(REFERENCE, kind, p, cases.OPTIONS[kind][options])
     cases.check_lr_tensor(REFERENCE, kind, p, cases.OPTIONS[kind][options])
 
