@@ -22,6 +22,7 @@ from .forward import TRANSFORMS, _circle, _power, parameters_of
 from .kernels import Tiles, check, check_rows
 from .product import add_up
 from .tiles import (
+    columns_of,
     columns_of_part,
     may_count,
     of_difference,
@@ -142,9 +143,9 @@ def gradient_kernel(
         for part in tl.static_range(pairs.PARTS):
             tl.store(h_ptrs + part * width, tl.zeros(h_ptrs.shape, dtype))
         return
-    rows = rows_of(pairs, row_tile, n)
+    rows, columns = rows_of(pairs, row_tile, n), columns_of(pairs, column_tile, m)
     row = tl.arange(0, pairs.BLOCK_ROWS)
-    columns, parts = tile_of(pairs, rows, column_tile, m)
+    parts = tile_of(pairs, rows, columns)
     if row_sum_ptr is not None:
         row_sum = tl.zeros([pairs.BLOCK_ROWS], parts[0].dtype)
     for part in tl.static_range(pairs.PARTS):

@@ -15,9 +15,10 @@ import triton.language as tl
 from ...triton.launch import launch
 from ..problem import Bins, BinsBackwardCall, BinsCall, PairGradients, check_tile
 from .kernels import Tiles
-from .order import better_of, key_dtype, merged, no_bests, numbers, ordered, prepared, splits_within
+from .order import best_of, key_dtype, lowest, merged, numbers, ordered, prepared, splits_within
 from .product import add_up
 from .tiles import (
+    columns_of,
     may_count,
     of_difference,
     part_of,
@@ -65,19 +66,24 @@ def bin_kernel(
     GROUP: tl.constexpr,
 ):
     """Owns the bins of a tile of rows within one split of the columns."""
-    row_tile, split, rows, tiles = share_of_program(tl.program_id(0), pairs, n, row_tiles, column_tiles, splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(
+        tl.program_id(0), pairs, n, row_tiles, column_tiles, splits
+    )
     first_row, rows_left = rows
     row = tl.arange(0, pairs.BLOCK_ROWS)
     there = row < rows_left
     begin, own = _edges_of(offset_ptr, first_row, row, there, edges)
     place = tl.arange(0, GROUP)[None, :]
+    key_type: tl.constexpr = key_ptr.dtype.element_ty
     for group in range(0, tl.max(own, axis=0) + 1, GROUP):
         counts = tl.zeros([pairs.BLOCK_ROWS, GROUP], tl.int32)
         sums = tl.zeros([pairs.BLOCK_ROWS, GROUP], sum_ptr.dtype.element_ty)
-        keys, best_columns = no_bests(pairs.BLOCK_ROWS, GROUP, key_ptr.dtype.element_ty)
-        for tile in range(tiles[0], tiles[1]):
+        keys = tl.zeros([pairs.BLOCK_ROWS, GROUP], key_type) + lowest(key_type)
+        best_columns = tl.full([pairs.BLOCK_ROWS, GROUP], -1, tl.int32)
+        for tile in range(first_tile, end_tile):
             if may_count(pairs, row_tile, tile):
-                columns, parts = tile_of(pairs, rows, tile, m)
+                columns = columns_of(pairs, tile, m)
+                parts = tile_of(pairs, rows, columns)
                 for part in tl.static_range(pairs.PARTS):
                     u, rest, first_column = part_of(pairs, parts, part, rows, columns)
                     column = first_column.to(tl.int32) + tl.arange(0, u.shape[1])[None, :]
@@ -86,10 +92,13 @@ def bin_kernel(
                     for b in range(GROUP):
                         here = rest & _at_most(u, edge_ptr, begin, own, group + b)
                         rest = rest & ~here
+                        best, at = best_of(ordered(u, here), column)
                         is_bin = place == b
                         counts += tl.where(is_bin, tl.sum(here.to(tl.int32), axis=1)[:, None], 0)
                         sums += tl.where(is_bin, tl.sum(tl.where(here, u, 0.0), axis=1)[:, None], 0.0)
-                        keys, best_columns = better_of(keys, best_columns, is_bin, ordered(u, here), column)
+                        better = is_bin & (best[:, None] > keys)
+                        keys = tl.where(better, best[:, None], keys)
+                        best_columns = tl.where(better, at[:, None], best_columns)
         at_bin = begin[:, None] + first_row + row[:, None] + group + place
         at_bin += split.to(tl.int64) * (edges + n)
         mask = there[:, None] & (group + place <= own[:, None])
@@ -120,12 +129,12 @@ def weight_kernel(
     width: tl.constexpr = out.shape[1]
     dtype: tl.constexpr = h_ptr.dtype.element_ty
     if may_count(pairs, row_tile, column_tile):
-        rows = rows_of(pairs, row_tile, n)
+        rows, columns = rows_of(pairs, row_tile, n), columns_of(pairs, column_tile, m)
         first_row, rows_left = rows
         row = tl.arange(0, pairs.BLOCK_ROWS)
         there = row < rows_left
         begin, own = _edges_of(offset_ptr, first_row, row, there, edges)
-        columns, parts = tile_of(pairs, rows, column_tile, m)
+        parts = tile_of(pairs, rows, columns)
         for part in tl.static_range(pairs.PARTS):
             u, rest, _ = part_of(pairs, parts, part, rows, columns)
             rest = rest & there[:, None]

@@ -12,7 +12,6 @@ import triton.language as tl
 from ...._dtypes import accumulate_dtype
 from ...triton.launch import launch
 from ...triton.math import sigmoid, softplus
-from ...triton.rows import program_rows
 from ..problem import (
     PairProblem,
     PairRowStatistics,
@@ -24,7 +23,7 @@ from ..problem import (
     transposed,
 )
 from .kernels import Tiles, check, check_rows
-from .tiles import may_count, part_of, share_of_program, tile_of
+from .tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
 # Arrays [splits, N] of the partial statistics, behind one float64 and one int64 pointer. SHIFT is the largest power of
 # a log-sum-exp, and for "softplus" the derivative to the offset.
@@ -129,7 +128,9 @@ def forward_kernel(
     TRANSFORM: tl.constexpr,
 ):
     """Owns the partial statistics of a tile of rows over one split of the columns."""
-    row_tile, split, rows, tiles = share_of_program(tl.program_id(0), pairs, n, row_tiles, column_tiles, splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(
+        tl.program_id(0), pairs, n, row_tiles, column_tiles, splits
+    )
     first_row, rows_left = rows
     row = tl.arange(0, pairs.BLOCK_ROWS)
     here = row < rows_left
@@ -151,9 +152,10 @@ def forward_kernel(
             shift = tl.full([pairs.BLOCK_ROWS], float("-inf"), dtype)
         value = tl.zeros([pairs.BLOCK_ROWS], tl.float64)
         slope = tl.zeros([pairs.BLOCK_ROWS], tl.float64)
-    for tile in range(tiles[0], tiles[1]):
+    for tile in range(first_tile, end_tile):
         if may_count(pairs, row_tile, tile):
-            columns, parts = tile_of(pairs, rows, tile, m)
+            columns = columns_of(pairs, tile, m)
+            parts = tile_of(pairs, rows, columns)
             for part in tl.static_range(pairs.PARTS):
                 u, keep, first = part_of(pairs, parts, part, rows, columns)
                 count += tl.sum(keep.to(tl.int32), axis=1)
@@ -225,7 +227,8 @@ def merge_kernel(
     BLOCK: tl.constexpr,
 ):
     """Owns the statistics of BLOCK rows: those of the splits in rising order."""
-    row, here = program_rows(tl.program_id(0), rows, BLOCK)
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = row < rows
     stride = splits.to(tl.int64) * rows
     count = tl.zeros([BLOCK], tl.int64)
     low = tl.full([BLOCK], float("inf"), tl.float64)

@@ -14,7 +14,7 @@ from ...triton.launch import launch
 from ..problem import CountCall, ListCall, PairList, check_tile
 from .kernels import Tiles
 from .order import prepared, splits_within
-from .tiles import may_count, part_of, share_of_program, tile_of
+from .tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
 
 @triton.jit(do_not_specialize=["n", "m", "row_tiles", "column_tiles", "splits", "total"])
@@ -32,7 +32,9 @@ def pair_kernel(
     total,
 ):
     """Owns the pairs of a tile of rows within one split of the columns."""
-    row_tile, split, rows, tiles = share_of_program(tl.program_id(0), pairs, n, row_tiles, column_tiles, splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(
+        tl.program_id(0), pairs, n, row_tiles, column_tiles, splits
+    )
     first_row, rows_left = rows
     row = tl.arange(0, pairs.BLOCK_ROWS)
     there = row < rows_left
@@ -46,9 +48,10 @@ def pair_kernel(
         # Whatever the offsets say, a row writes neither outside the list nor past its own part of it.
         room = tl.where(begin < 0, 0, tl.maximum(tl.minimum(limit, total), 0) - begin)
         room = tl.maximum(tl.minimum(room, m), 0).to(tl.int32)
-    for tile in range(tiles[0], tiles[1]):
+    for tile in range(first_tile, end_tile):
         if may_count(pairs, row_tile, tile):
-            columns, parts = tile_of(pairs, rows, tile, m)
+            columns = columns_of(pairs, tile, m)
+            parts = tile_of(pairs, rows, columns)
             for part in tl.static_range(pairs.PARTS):
                 u, keep, first_column = part_of(pairs, parts, part, rows, columns)
                 kept = (keep & there[:, None]).to(tl.int32)

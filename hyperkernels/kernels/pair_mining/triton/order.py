@@ -45,22 +45,6 @@ def best_of(key, column):
     return best, tl.min(tl.where(key == best[:, None], column, NO_COLUMN), axis=1)
 
 
-@triton.jit
-def no_bests(BLOCK_ROWS: tl.constexpr, GROUP: tl.constexpr, dtype: tl.constexpr):
-    """(keys, columns) of GROUP places of every row before any pair."""
-    keys = tl.zeros([BLOCK_ROWS, GROUP], dtype) + lowest(dtype)
-    return keys, tl.full([BLOCK_ROWS, GROUP], -1, tl.int32)
-
-
-@triton.jit
-def better_of(keys, columns, here, key, column):
-    """The bests so far, [rows, places], with the best of a part in the place that is `here`; of equal ones the first
-    stays."""
-    best, at = best_of(key, column)
-    better = here & (best[:, None] > keys)
-    return tl.where(better, best[:, None], keys), tl.where(better, at[:, None], columns)
-
-
 def key_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.int64 if dtype == torch.float64 else torch.int32
 

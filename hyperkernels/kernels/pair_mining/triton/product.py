@@ -16,7 +16,6 @@ import triton.language as tl
 
 from ...triton.launch import launch
 from ...triton.math import mask_if
-from ...triton.rows import part_of_product
 from .kernels import PROGRAMS, Tiles
 
 WORKSPACE = 128 * 2**20
@@ -56,9 +55,14 @@ def product_kernel(
     GUARDED: tl.constexpr,  # pairs that do not count must not see a row that is not finite
 ):
     """Owns BLOCK_ROWS rows and BLOCK_D columns of one split's share of H b or H^T b, and adds it to what is there."""
-    row_tile, split, depth = part_of_product(row_tiles, STRIDE, BLOCK_D)
+    program = tl.program_id(0)
+    first_d = program % (STRIDE // BLOCK_D) * BLOCK_D
+    program = program // (STRIDE // BLOCK_D)
+    row_tile = program % row_tiles
+    split = program // row_tiles
     first_row = row_tile.to(tl.int64) * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS)
+    depth = first_d + tl.arange(0, BLOCK_D)
     k = tl.arange(0, BLOCK_INNER)
     origin = tl.full([], 0, tl.int64)
     # Steps of BLOCK_INNER from the block's first; those past the last row of b are in its last tile, where H is 0.

@@ -12,8 +12,8 @@ import triton.language as tl
 
 from ...triton.launch import launch
 from ..problem import SampleCall, check_tile
-from .order import better_of, key_dtype, merged, no_bests, ordered, prepared, splits_within
-from .tiles import may_count, part_of, share_of_program, tile_of
+from .order import best_of, key_dtype, lowest, merged, ordered, prepared, splits_within
+from .tiles import columns_of, may_count, part_of, share_of_program, tile_of
 
 _LARGEST_GROUP = 32  # draws of a program
 
@@ -65,16 +65,19 @@ def draw_kernel(
 ):
     """Owns GROUP draws of a tile of rows within one split of the columns."""
     share = tl.program_id(0) % (row_tiles * splits)
-    row_tile, split, rows, tiles = share_of_program(share, pairs, n, row_tiles, column_tiles, splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(share, pairs, n, row_tiles, column_tiles, splits)
     first_row, rows_left = rows
+    dtype: tl.constexpr = key_ptr.dtype.element_ty
     group = tl.program_id(0) // (row_tiles * splits)
     p0, p1, inverse = tl.load(parameter_ptr), tl.load(parameter_ptr + 1), tl.load(parameter_ptr + 2)
     row = tl.arange(0, pairs.BLOCK_ROWS)
     place = tl.arange(0, GROUP)[None, :]
-    keys, best_columns = no_bests(pairs.BLOCK_ROWS, GROUP, key_ptr.dtype.element_ty)
-    for tile in range(tiles[0], tiles[1]):
+    keys = tl.zeros([pairs.BLOCK_ROWS, GROUP], dtype) + lowest(dtype)
+    best_columns = tl.full([pairs.BLOCK_ROWS, GROUP], -1, tl.int32)
+    for tile in range(first_tile, end_tile):
         if may_count(pairs, row_tile, tile):
-            columns, parts = tile_of(pairs, rows, tile, m)
+            columns = columns_of(pairs, tile, m)
+            parts = tile_of(pairs, rows, columns)
             for part in tl.static_range(pairs.PARTS):
                 u, keep, first_column = part_of(pairs, parts, part, rows, columns)
                 weights = _log_weights(u, WEIGHTS, p0, p1, inverse)
@@ -88,7 +91,10 @@ def draw_kernel(
                     for i in range(4):
                         bits = tl.where(i < 2, tl.where(i == 0, r0, r1), tl.where(i == 2, r2, r3))
                         key = ordered(weights - _log_exponential(bits, u.dtype), keep)
-                        keys, best_columns = better_of(keys, best_columns, place == four * 4 + i, key, column)
+                        best, at = best_of(key, column)
+                        better = (place == four * 4 + i) & (best[:, None] > keys)
+                        keys = tl.where(better, best[:, None], keys)
+                        best_columns = tl.where(better, at[:, None], best_columns)
     draw = group * GROUP + place
     out = (split.to(tl.int64) * n + first_row + row)[:, None] * draws + draw
     mask = (row < rows_left)[:, None] & (draw < draws)

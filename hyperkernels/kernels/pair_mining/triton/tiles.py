@@ -120,11 +120,10 @@ def _parts(tile, PARTS: tl.constexpr):
 
 
 @triton.jit
-def tile_of(pairs, rows, column_tile, m):
-    """(the columns of a tile, its similarities in PARTS slices). What is taken of a tile goes part by part: an
-    operation on all of it would hold several copies of it in the registers."""
-    columns = columns_of(pairs, column_tile, m)
-    return columns, _parts(similarities(pairs, rows, columns), pairs.PARTS)
+def tile_of(pairs, rows, columns):
+    """The similarities of a tile in PARTS slices. What is taken of a tile goes part by part: an operation on all of it
+    would hold several copies of it in the registers."""
+    return _parts(similarities(pairs, rows, columns), pairs.PARTS)
 
 
 @triton.jit
@@ -212,8 +211,8 @@ def may_count(pairs, row_tile, column_tile):
 
 @triton.jit
 def share_of_program(program, pairs, n, row_tiles, column_tiles, splits):
-    """(tile of rows, split, rows, the first and the end of its tiles of columns, which rise) of a program. Those that
-    run together share a split, and with it ref in the cache."""
+    """(tile of rows, split, rows, first and end of its tiles of columns, which rise) of a program. Those that run
+    together share a split, and with it ref in the cache."""
     row_tile = program % row_tiles
     split = program // row_tiles
     first = split * 0
@@ -224,7 +223,7 @@ def share_of_program(program, pairs, n, row_tiles, column_tiles, splits):
     tiles = (end - first).to(tl.int64)
     first_tile = (first + tiles * split // splits).to(tl.int32)
     end_tile = (first + tiles * (split + 1) // splits).to(tl.int32)
-    return row_tile, split, rows_of(pairs, row_tile, n), (first_tile, end_tile)
+    return row_tile, split, rows_of(pairs, row_tile, n), first_tile, end_tile
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from ...triton.launch import launch
 from ..problem import TopK, TopKCall, check_tile
 from .kernels import PROGRAMS, Tiles
 from .order import NO_COLUMN, WORKSPACE, best_of, key_dtype, lowest, numbers, ordered, prepared, splits_within
-from .tiles import may_count, part_of, places_of_tile, rows_of, share_of_program, tile_of, tile_of_block
+from .tiles import columns_of, may_count, part_of, places_of_tile, rows_of, share_of_program, tile_of, tile_of_block
 
 _LARGEST_LIST = {2: 64, 4: 32, 8: 32}  # pairs of a row that stay in registers, by the size of an element
 _LARGEST_CHUNK = 65536  # columns of the workspace
@@ -38,16 +38,19 @@ def list_kernel(
     LIST: tl.constexpr,  # at least k
 ):
     """Owns the k best pairs of a tile of rows within one split of the columns."""
-    row_tile, split, rows, tiles = share_of_program(tl.program_id(0), pairs, n, row_tiles, column_tiles, splits)
+    row_tile, split, rows, first_tile, end_tile = share_of_program(
+        tl.program_id(0), pairs, n, row_tiles, column_tiles, splits
+    )
     first_row, rows_left = rows
     dtype: tl.constexpr = key_ptr.dtype.element_ty
     place = tl.arange(0, LIST)[None, :]
     # Free places have columns that differ, so that they are filled one by one; those past k hold what nothing passes.
     best_columns = tl.zeros([pairs.BLOCK_ROWS, LIST], tl.int32) + place
     keys = tl.where(place < k, lowest(dtype), ~lowest(dtype)) + tl.zeros([pairs.BLOCK_ROWS, LIST], dtype)
-    for tile in range(tiles[0], tiles[1]):
+    for tile in range(first_tile, end_tile):
         if may_count(pairs, row_tile, tile):
-            columns, parts = tile_of(pairs, rows, tile, m)
+            columns = columns_of(pairs, tile, m)
+            parts = tile_of(pairs, rows, columns)
             for part in tl.static_range(pairs.PARTS):
                 u, keep, first_column = part_of(pairs, parts, part, rows, columns)
                 key = ordered(u, keep)
@@ -91,8 +94,8 @@ def key_kernel(
     out = places_of_tile(pairs, key_ptr, row_at, column_at, column_tiles)
     width: tl.constexpr = out.shape[1]
     if may_count(pairs, row_tile, column_tile):
-        rows = rows_of(pairs, row_tile, n)
-        columns, parts = tile_of(pairs, rows, column_tile, m)
+        rows, columns = rows_of(pairs, row_tile, n), columns_of(pairs, column_tile, m)
+        parts = tile_of(pairs, rows, columns)
         for part in tl.static_range(pairs.PARTS):
             u, keep, first_column = part_of(pairs, parts, part, rows, columns)
             packed = ordered(u, keep).to(tl.int64)
