@@ -145,52 +145,66 @@ struct FoldTile {
       const A* u = kPlain ? c : plain;       // what the hardest class is chosen by
       const A* w = kPlain ? c : value;       // the value without the bias
       const int64_t own = tile.own(row[i]);  // it cuts the row in two
-      A largest = kNone, hardest = kNone, neg_sum = 0, hard_sum = 0, hard_count = 0;
+      A largest = kNone, hardest = kNone;
       for (int64_t begin = 0, end = own; begin < classes; begin = end + 1, end = classes) {
-#pragma omp simd reduction(+ : neg_sum, hard_sum, hard_count) reduction(max : largest, hardest)
+#pragma omp simd reduction(max : largest, hardest)
         for (int64_t j = begin; j < end; ++j) {
           const A cosine = c[j];
           if constexpr (kPlain) {
-            neg_sum += cosine;
             hardest = cosine > hardest ? cosine : hardest;
             continue;
           }
           const A weight = class_scale[j], b = bias[j], offset = b * inverse_s;
           const A phi = weight * kind.at(cosine, b).value, v = phi + offset, near = weight * cosine + offset;
-          neg_sum += phi;
           value[j] = phi;
           plain[j] = near;
           largest = v > largest ? v : largest;
           hardest = near > hardest ? near : hardest;
-          if constexpr (K::kHard) {
-            hard_sum += kind.hard(cosine) ? cosine : A(0);
-            hard_count += kind.hard(cosine) ? A(1) : A(0);
-          }
         }
       }
       if (kPlain) largest = hardest;
       const A shift = largest == kNone ? A(0) : largest;
-      A sum = 0, weighted = 0;
-      for (int64_t begin = 0, end = own; begin < classes && !K::kSum; begin = end + 1, end = classes) {
-#pragma omp simd reduction(+ : sum, weighted)
-        for (int64_t j = begin; j < end; ++j) {
-          const A v = kPlain ? w[j] : w[j] + bias[j] * inverse_s;
-          const A e = simd::exp(s * (v - shift));
-          sum += e;
-          weighted += e * w[j];
-        }
-      }
       int64_t place = -1;
       if (hardest > state[i].hardest_cos) {
         for (place = 0; place < classes && (place == own || u[place] != hardest); ++place) {
         }
         place += tile.first;
       }
-      const RowState part{double(largest), double(sum),     double(weighted), double(hardest),
-                          place,           double(neg_sum), double(hard_sum), double(hard_count)};
+      A* e = kPlain ? value : plain;
+      double sum = 0, weighted = 0, neg_sum = 0, hard_sum = 0, hard_count = 0;
+      for (int64_t begin = 0, end = own; begin < classes; begin = end + 1, end = classes) {
+        if constexpr (!K::kSum) {
+#pragma omp simd
+          for (int64_t j = begin; j < end; ++j) {
+            const A v = kPlain ? w[j] : w[j] + bias[j] * inverse_s;
+            e[j] = simd::exp(s * (v - shift));
+          }
+        }
+        const simd::Sums part = simd::sums<A>(end - begin, [&](int64_t k, A& powers, A& shares, A& all, A&) HK_LAMBDA {
+          const int64_t j = begin + k;
+          all += w[j];
+          if constexpr (!K::kSum) {
+            powers += e[j];
+            shares += e[j] * w[j];
+          }
+        });
+        sum += part.a;
+        weighted += part.b;
+        neg_sum += part.c;
+        if constexpr (K::kHard) {
+          const simd::Sums hard = simd::sums<A>(end - begin, [&](int64_t k, A& cosines, A& count, A&, A&) HK_LAMBDA {
+            const A cosine = c[begin + k];
+            cosines += kind.hard(cosine) ? cosine : A(0);
+            count += kind.hard(cosine) ? A(1) : A(0);
+          });
+          hard_sum += hard.a;
+          hard_count += hard.b;
+        }
+      }
+      const RowState part{double(largest), sum, weighted, double(hardest), place, neg_sum, hard_sum, hard_count};
       state[i].merge(part, double(s));
       if (tile_lse != nullptr) {
-        const double lse = double(s) * double(largest) + std::log(double(sum));
+        const double lse = double(s) * double(largest) + std::log(sum);
         tile_lse[i * lse_stride] = largest == kNone && sum == 0 ? kNone : A(lse);
       }
     }

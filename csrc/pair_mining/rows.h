@@ -131,37 +131,47 @@ HK_INLINE void fold_powers(const A* u, const Mask<A>* mask, int64_t n, A scale, 
   const double max = double(factor) * double(top);
   if (top == -kNone) return fold_infinite(power, mask, n, max, state);
   const A shift = top == kNone ? A(0) : top;
-  const A* share = circle ? power : u;
-  A total = 0, weighted = 0;
-#pragma omp simd reduction(+ : total, weighted)
+#pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const A e = simd::exp(factor * (power[j] - shift));
-    total += mask[j] != 0 ? e : A(0);
-    weighted += mask[j] != 0 ? e * share[j] : A(0);
+    power[j] = mask[j] != 0 ? e : A(0);
   }
-  state.add_powers(max, double(total), double(weighted));
+  const simd::Sums sums = simd::sums<A>(n, [&](int64_t j, A& total, A& weighted, A&, A&) HK_LAMBDA {
+    const A v = turn * u[j], a = v + p0 < 0 ? A(0) : v + p0;
+    const A share = circle ? strength * a * (v + p1) : u[j];
+    total += power[j];
+    weighted += mask[j] != 0 ? power[j] * share : A(0);
+  });
+  state.add_powers(max, sums.a, sums.b);
 }
 
 template <class A>
 HK_INLINE void fold_softplus(const A* u, const Mask<A>* mask, int64_t n, A scale, A offset, State& state) {
-  A total = 0, weighted = 0, slope = 0;
-#pragma omp simd reduction(+ : total, weighted, slope)
-  for (int64_t j = 0; j < n; ++j) {
-    const A z = scale * u[j] + offset, sigma = simd::sigmoid(z);
-    total += mask[j] != 0 ? simd::softplus(z) : A(0);
-    weighted += mask[j] != 0 ? sigma * u[j] : A(0);
-    slope += mask[j] != 0 ? sigma : A(0);
+  constexpr int64_t kRun = 64;
+  A value[kRun], slope[kRun], weighted[kRun];
+  for (int64_t j0 = 0; j0 < n; j0 += kRun, u += kRun, mask += kRun) {
+    const int64_t run = std::min(kRun, n - j0);
+#pragma omp simd
+    for (int64_t j = 0; j < run; ++j) {
+      const A v = u[j], z = scale * v + offset, loss = simd::softplus(z), sigma = simd::sigmoid(z);
+      value[j] = mask[j] != 0 ? loss : A(0);
+      slope[j] = mask[j] != 0 ? sigma : A(0);
+      weighted[j] = mask[j] != 0 ? sigma * v : A(0);
+    }
+    const simd::Sums sums = simd::sums<A>(run, [&](int64_t j, A& a, A& b, A& c, A&) HK_LAMBDA {
+      a += value[j];
+      b += weighted[j];
+      c += slope[j];
+    });
+    state.total += sums.a;
+    state.weighted += sums.b;
+    state.slope += sums.c;
   }
-  state.total += double(total);
-  state.weighted += double(weighted);
-  state.slope += double(slope);
 }
 
 // Folds a tile u [rows, ld] into the states of its rows. state is that of the first row; mask and power have room for
 // `columns` numbers.
 struct FoldRows {
-  static constexpr int64_t kRun = 64;
-
   template <class A>
   static HK_INLINE void run(const Asked<A>* asked, const A* u, int64_t ld, int64_t row, int64_t rows, int64_t column,
                             int64_t columns, Mask<A>* mask, A* power, State* state) {
@@ -174,27 +184,21 @@ struct FoldRows {
       for (int64_t j = 0; j < columns; ++j) count -= mask[j];
       if (count == 0) continue;
       state->count += count;
-      // In short runs: with few lanes the rounding of a long float sum would show.
-      for (int64_t j0 = 0; a.moments && j0 < columns; j0 += kRun) {
-        const int64_t j1 = std::min<int64_t>(columns, j0 + kRun);
-        A sum = 0, sum_squares = 0;
-#pragma omp simd reduction(+ : sum, sum_squares)
-        for (int64_t j = j0; j < j1; ++j) {
-          const A v = mask[j] != 0 ? u[j] : A(0);
+      if (a.moments) {
+        const simd::Sums sums = simd::sums<A>(columns, [&](int64_t j, A& sum, A& squares, A&, A&) HK_LAMBDA {
+          const A any = u[j], v = mask[j] != 0 ? any : A(0);  // read whether or not it counts: a masked load is slow
           sum += v;
-          sum_squares += v * v;
-        }
-        state->sum += double(sum);
-        state->sum_squares += double(sum_squares);
+          squares += v * v;
+        });
+        state->sum += sums.a;
+        state->sum_squares += sums.b;
       }
       if (a.extremes) {
         fold_extreme(u, mask, columns, A(-1), column, state->low);
         fold_extreme(u, mask, columns, A(1), column, state->high);
       }
       if (a.kind == Kind::kSoftplus) {
-        for (int64_t j0 = 0; j0 < columns; j0 += kRun) {
-          fold_softplus(u + j0, mask + j0, std::min<int64_t>(kRun, columns - j0), a.scale[i], a.offset[i], *state);
-        }
+        fold_softplus(u, mask, columns, a.scale[i], a.offset[i], *state);
       } else if (a.kind != Kind::kNone) {
         fold_powers(u, mask, columns, a.scale[i], a.kind == Kind::kCircle, a.p0, a.p1, power, *state);
       }
