@@ -63,7 +63,11 @@ def _seed(request):
     """A seed of the test's own, so that inputs differ between tests and a failure can be run again. A file that moves
     keeps its seeds."""
     file = request.node.nodeid.partition("::")[0]
-    torch.manual_seed(sum(map(ord, request.node.nodeid)) + SEEDS.get(file, 0))
+    seed = sum(map(ord, request.node.nodeid)) + SEEDS.get(file, 0)
+    # torch.manual_seed would note, with its stack, to seed devices that are not there: milliseconds for each test.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 @pytest.fixture

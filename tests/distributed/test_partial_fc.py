@@ -9,6 +9,7 @@ import torch
 import hyperkernels as hk
 from hyperkernels.distributed import Shards
 from hyperkernels.distributed.draws import sample_classes
+from tests.support import combinations
 from tests.support.ranks import launch
 
 from . import checkpoint_cases as resumed
@@ -132,14 +133,18 @@ def test_alone_it_is_an_ordinary_head(sample_rate):
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "margin", [hk.margins.ElasticFace(), hk.margins.CurricularFace()], ids=lambda m: type(m).__name__
+MARGINS = [hk.margins.ElasticFace, hk.margins.CurricularFace]
+COMPILED = combinations(
+    MARGINS, ["aot_eager", "inductor"], everyday=lambda margin, by: MARGINS.index(margin) == (by == "aot_eager")
 )
-def test_compiled(margin):
+
+
+@pytest.mark.parametrize(("margin", "compiler"), COMPILED)
+def test_compiled(margin, compiler):
     """In one graph, with what is drawn in each step, and with 133 classes, which fill no vector."""
-    head = hk.nn.PartialFC(5, 133, margin, 16.0, sample_rate=0.3)
+    head = hk.nn.PartialFC(5, 133, margin(), 16.0, sample_rate=0.3)
     other = copy.deepcopy(head)
-    compiled = torch.compile(other, fullgraph=True)
+    compiled = torch.compile(other, fullgraph=True, backend=compiler)
     for _ in range(3):
         x, target = torch.randn(6, 5), torch.randint(133, (6,))
         losses = head(x, target), compiled(x, target)

@@ -9,7 +9,7 @@ import torch
 
 import hyperkernels as hk
 from hyperkernels.kernels.margin_softmax import reference, statistics
-from tests.support import ROOT
+from tests.support import COMPILERS, ROOT
 from tests.support.accuracy import assert_as_accurate
 from tests.support.margin_softmax_cases import BACKENDS, problem, textbook_loss_and_gradients
 from tests.support.sampled_classes_cases import FLOAT64, C, R, sample, sampled_problem, spread
@@ -214,7 +214,8 @@ def test_accuracy(dtype):
         assert_as_accurate(mine, peer.to(mine.dtype), right)
 
 
-def test_compiles_in_one_graph():
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compiles_in_one_graph(compiler):
     (x, weight, target), _, classes = sampled_problem(dtype=torch.float32)
     bias = torch.randn(C, requires_grad=True)
 
@@ -222,30 +223,36 @@ def test_compiles_in_one_graph():
         loss = f(x, weight, target, classes=classes, bias=bias, skip_budget=0.01)
         return gradients(loss, x, bias, weight)
 
-    compiled = torch.compile(hk.margin_softmax_loss, fullgraph=True)
+    compiled = torch.compile(hk.margin_softmax_loss, fullgraph=True, backend=compiler)
     for mine, right in zip(step(compiled), step(hk.margin_softmax_loss), strict=True):
         torch.testing.assert_close(mine, right)
     with pytest.raises(IndexError, match="classes"):
         hk.margin_softmax_loss(x, weight, target, classes=classes + C)
 
 
-def test_autocast(backend):
+def check_autocast(head):
     (x, weight, target), _, classes = sampled_problem(dtype=torch.float32)
     halves = [v.detach().bfloat16().requires_grad_() for v in (x, weight)]
     wanted = hk.margin_softmax_loss(*halves, target, classes=classes, margin=hk.margins.MVSoftmax())
     right = torch.autograd.grad(wanted, halves)
-    heads = [hk.margin_softmax_loss]
-    if backend == "cpp":
-        heads.append(torch.compile(hk.margin_softmax_loss, fullgraph=True))
-    for head in heads:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = head(x, weight, target, classes=classes, margin=hk.margins.MVSoftmax())
-        torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=1e-3)  # the compiler may round less
-        for mine, half in zip(torch.autograd.grad(loss, (x, weight)), right, strict=True):
-            assert mine.dtype == torch.float32 and mine.layout == half.layout
-            torch.testing.assert_close(mine.to_dense(), half.to_dense().float(), rtol=0.02, atol=1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = head(x, weight, target, classes=classes, margin=hk.margins.MVSoftmax())
+    torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=1e-3)  # the compiler may round less
+    for mine, half in zip(torch.autograd.grad(loss, (x, weight)), right, strict=True):
+        assert mine.dtype == torch.float32 and mine.layout == half.layout
+        torch.testing.assert_close(mine.to_dense(), half.to_dense().float(), rtol=0.02, atol=1e-3)
+
+
+def test_autocast(backend):
+    check_autocast(hk.margin_softmax_loss)
+    (x, weight, target), _, classes = sampled_problem(dtype=torch.float32)
     with pytest.raises(TypeError, match="dtype"):
         hk.margin_softmax_loss(x.bfloat16(), weight, target, classes=classes)
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_autocast_compiled(compiler):
+    check_autocast(torch.compile(hk.margin_softmax_loss, fullgraph=True, backend=compiler))
 
 
 def test_backward_twice():

@@ -30,6 +30,8 @@ def combinations(*axes: Iterable[Any], everyday: Callable[..., bool]) -> list[An
     ]
 
 
+# Both take a function whole and run our ops; inductor also generates C++, which takes seconds.
+COMPILERS = combinations(["aot_eager", "inductor"], everyday=lambda compiler: compiler == "aot_eager")
 LOWER_CAPABILITIES = combinations(["baseline", "avx2"], everyday=lambda capability: capability == "baseline")
 
 

@@ -208,11 +208,11 @@ def check(family: str, mutant: Mutant, arguments: Sequence[str], folder: Path) -
     assert_caught(mutant, run_tests(made, mutant.patch(family), mutant.caught_by or arguments, folder))
 
 
-def parameters(mutants: Iterable[Mutant], everyday: str) -> list[Any]:
-    """`make test` takes the mutants in Python, and that one of those that are compiled."""
-    quick = [mutant for mutant in mutants if mutant.python or mutant.file.endswith(".py") or mutant.name == everyday]
-    assert any(mutant.name == everyday for mutant in quick)
-    return [pytest.param(m, id=m.name, marks=() if m in quick else pytest.mark.slow) for m in mutants]
+def parameters(mutants: Sequence[Mutant], python: str, compiled: str) -> list[Any]:
+    """`make test` takes those two: one mutant in Python and one in C++."""
+    in_python = {mutant.name: bool(mutant.python) or mutant.file.endswith(".py") for mutant in mutants}
+    assert in_python[python] and not in_python[compiled]
+    return [pytest.param(m, id=m.name, marks=() if m.name in (python, compiled) else pytest.mark.slow) for m in mutants]
 
 
 def assert_caught(mutant: Mutant, result: subprocess.CompletedProcess) -> None:

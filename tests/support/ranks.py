@@ -37,7 +37,9 @@ def _work(rank, world_size, folder, checks, last):
 def launch(world_size, checks, last=None):
     """Run `check(alone)` for every named check on all ranks, `alone` being a group of one rank for what is compared
     with; fail with all that went wrong. In `last`, a name and a check, ranks may die."""
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    # Imported once, and not by every rank of every launch. DistributedDataParallel and dispatch modes import the last.
+    context.set_forkserver_preload(["pytest", "hyperkernels", "torch._dynamo"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world_size, folder, checks, last)
         processes = [context.Process(target=_work, args=(rank, *arguments)) for rank in range(world_size)]

@@ -254,7 +254,7 @@ def test_opcheck():
     torch.library.opcheck(ops.class_statistics_backward.default, backward_arguments(detached, out, incoming))
 
 
-@pytest.mark.parametrize("workspace", [0, None])
+@pytest.mark.parametrize("workspace", [pytest.param(0, marks=pytest.mark.slow), None])
 def test_compiles_in_one_graph(workspace):
     x, weight, target = problem(20, 300, 16, ignored=2)
     head = torch.compile(hk.margin_softmax_loss, fullgraph=True)

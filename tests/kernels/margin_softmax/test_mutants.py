@@ -59,7 +59,7 @@ MUTANTS = [
 CHOSEN = ["--maxfail=3", "-k", TESTS, *FILES]
 
 
-@pytest.mark.parametrize("mutant", parameters(MUTANTS, everyday="second chunk of rows overwrites the first"))
+@pytest.mark.parametrize("mutant", parameters(MUTANTS, "margin dropped", "second chunk of rows overwrites the first"))
 def test_a_mutant_is_caught(mutant, tmp_path):
     check("margin_softmax", mutant, CHOSEN, tmp_path)
 

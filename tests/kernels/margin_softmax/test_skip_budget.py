@@ -10,7 +10,7 @@ import torch
 import hyperkernels as hk
 from hyperkernels.heads.functional import check_head
 from hyperkernels.kernels.margin_softmax import op as family
-from tests.support import report
+from tests.support import COMPILERS, report
 from tests.support.margin_softmax_cases import problem
 
 CPP = "cpp"
@@ -171,7 +171,8 @@ def test_a_gradient_that_reaches_every_class_is_kept_whole():
         torch.testing.assert_close(a, b)
 
 
-def test_the_module_reports_after_the_backward_in_eager_and_compiled_mode():
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_the_module_reports_after_the_backward_in_eager_and_compiled_mode(compiler):
     torch.manual_seed(1)
     head = hk.nn.MarginSoftmax(16, 5000, scale=20.0, skip_budget=0.05)
     target = torch.randint(5000, (64,))
@@ -181,7 +182,7 @@ def test_the_module_reports_after_the_backward_in_eager_and_compiled_mode():
     assert 0 < mass <= 0.05 and 0 < tiles <= 1
     assert "_skip_report" not in head.state_dict()
     head._skip_report.zero_()
-    torch.compile(head, fullgraph=True)(x, target).backward()
+    torch.compile(head, fullgraph=True, backend=compiler)(x, target).backward()
     assert head.dropped_mass.item() == pytest.approx(mass, rel=1e-4)
     assert head.half()._skip_report.dtype == torch.float64
 

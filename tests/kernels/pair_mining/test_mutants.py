@@ -120,6 +120,6 @@ MUTANTS = [Mutant(UNCHANGED), *KERNELS, *LOSSES]
 TESTS = sorted({test for mutant in MUTANTS for test in mutant.caught_by})
 
 
-@pytest.mark.parametrize("mutant", parameters(MUTANTS, everyday="nine rounds of Philox"))
+@pytest.mark.parametrize("mutant", parameters(MUTANTS, "SupCon pairs a row with itself", "nine rounds of Philox"))
 def test_a_mutant_is_caught(mutant, tmp_path):
     check("pair_mining", mutant, TESTS, tmp_path)

@@ -177,7 +177,7 @@ def test_opcheck():
     torch.library.opcheck(ops.unit_norm_.default, (x.clone(), 1e-12))
 
 
-@pytest.mark.parametrize("dim", [0, -1])
+@pytest.mark.parametrize("dim", [pytest.param(0, marks=pytest.mark.slow), -1])
 def test_compiles_in_one_graph(dim):
     x, g = torch.randn(9, 17), torch.randn(9, 17)
     f = lambda v: hk.unit_norm(v * 2, dim=dim).tanh()  # noqa: E731
