@@ -155,8 +155,11 @@ def every_margin():
     yield pytest.param(lambda: M.MagFace(), id="magface whole")
 
 
+EVERY_MARGIN = [*every_margin()]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("make", every_margin())
+@pytest.mark.parametrize("make", EVERY_MARGIN)
 def test_poles_are_finite(make, dtype, backend):
     """Rows exactly on their centre, opposite to it, on another's, zero rows, and ignored rows that hold NaN."""
     weight = torch.cat([torch.eye(5), -2 * torch.eye(5), torch.zeros(1, 5)]).to(dtype)
@@ -167,7 +170,7 @@ def test_poles_are_finite(make, dtype, backend):
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("make", every_margin())
+@pytest.mark.parametrize("make", EVERY_MARGIN)
 @pytest.mark.parametrize("rows", [0, 1])
 def test_few_rows(make, rows, backend):
     x, weight, target = hard_problem(rows, ignored=0)
@@ -178,7 +181,7 @@ def test_few_rows(make, rows, backend):
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("make", every_margin())
+@pytest.mark.parametrize("make", EVERY_MARGIN)
 def test_all_rows_ignored(make, backend):
     x, weight, target = hard_problem(4, ignored=4)
     margin = make()

@@ -1,8 +1,12 @@
 """Problems and comparisons of the tests of the pair losses."""
 
+import contextlib
+
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import normalize
+
+import hyperkernels as hk
 
 from . import formulas_margins as formulas
 
@@ -45,10 +49,11 @@ def problem(name, dtype=torch.float64):
     return given
 
 
-def value_and_gradients(loss, given):
+def value_and_gradients(loss, given, backend=None):
     leaves = {k: given[k].detach().clone().requires_grad_() for k in ("x", "ref") if k in given}
-    value = loss(**{**given, **leaves})
-    value.sum().backward()
+    with contextlib.nullcontext() if backend is None else hk.backend(backend):
+        value = loss(**{**given, **leaves})
+        value.sum().backward()
     assert all(leaf.grad is not None for leaf in leaves.values())
     return value.detach(), *(leaf.grad for leaf in leaves.values())
 

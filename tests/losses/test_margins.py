@@ -114,16 +114,17 @@ def test_the_problems_tell_the_losses_apart():
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("tuplet")])
-def test_duplicates(name):
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_duplicates(backend, name):
     """Distances of exactly zero, between rows of one class and of two; the tuplet margin has its own test."""
     ours, formula = CASES[name]
     given = with_duplicates()
     if "semi-hard" in name or "batch hard" in name:
-        found = value_and_gradients(ours, given)  # among equals the formula's choice is another
+        found = value_and_gradients(ours, given, backend)  # among equals the formula's choice is another
         assert all(v.isfinite().all() for v in found)
         agree(found[:1], value_and_gradients(formula, given)[:1])
     else:
-        agree(value_and_gradients(ours, given), value_and_gradients(formula, given))
+        agree(value_and_gradients(ours, given, backend), value_and_gradients(formula, given))
 
 
 def test_tuplet_margin_of_equal_and_opposite_rows():

@@ -108,11 +108,12 @@ def test_the_problems_tell_the_losses_apart():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_duplicates(name):
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_duplicates(backend, name):
     """Distances of exactly zero, between rows of one class and of two."""
     ours, formula = CASES[name]
     given = with_duplicates()
-    agree(value_and_gradients(ours, given), value_and_gradients(formula, given))
+    agree(value_and_gradients(ours, given, backend), value_and_gradients(formula, given))
 
 
 @pytest.mark.parametrize("pairs", PROBLEMS)

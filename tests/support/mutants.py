@@ -1,6 +1,7 @@
 """Runs tests on mutants of a kernel family: each drops one piece of the mathematics, and a test must go red for it.
 
-C++ mutants are compiled from the changed source and loaded over the registered kernels; Python mutants are patched in.
+C++ mutants are compiled from the changed source and loaded over the registered kernels; Python mutants are patched in
+(tests/mutations/ has those that are a change of a line).
 Compiling is most of the work. So it is for one instruction set, with PyTorch's headers compiled beforehand, of what
 includes the changed file; the rest is the built extension's. `make clean` forgets what has been compiled.
 """
@@ -22,33 +23,28 @@ import pytest
 import torch
 
 from tests.support import ROOT, report
+from tests.support.causes import VALUES
 
 UNCHANGED = "nothing changed"  # the mutant that stays green
 COMPILER = os.environ.get("CXX", "c++")
 KEPT = ROOT / "build" / "mutants"
 
-# A failing example is enough: none is made smaller. The summary says what every red test died of: hypothesis raises the
-# assertion itself, or a group of them, and gradcheck an error of its own.
+# A failing example is enough: none is made smaller. The summary says what every red test died of.
 PLUGIN = """
 import os, warnings
 import hypothesis
 import pytest
 import torch
 import hyperkernels
-from torch.autograd.gradcheck import GradcheckError
+from tests.support.causes import cause_of
 
 red = []
-
-def leaves(error):
-    return [leaf for one in error.exceptions for leaf in leaves(one)] if hasattr(error, "exceptions") else [error]
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
     if report.failed:
-        values = (AssertionError, GradcheckError)
-        others = {type(e).__name__ for e in leaves(call.excinfo.value) if not isinstance(e, values)}
-        red.append((item.nodeid, "values" if call.when == "call" and not others else ", ".join(others) or call.when))
+        red.append((item.nodeid, cause_of(call)))
 
 def pytest_terminal_summary(terminalreporter):
     for node, by in red:
@@ -66,10 +62,7 @@ exec(os.environ.get("MUTANT_PYTHON", ""))
 
 @dataclass(frozen=True)
 class Mutant:
-    """`new` instead of `old` in a file of csrc/<family> or, if it is Python, of hyperkernels; or Python code.
-
-    The functions of a changed Python file do what the changed ones do, also where other modules have taken them out.
-    """
+    """`new` instead of `old` in a file of csrc/<family>; or Python code."""
 
     name: str
     file: str = ""
@@ -83,21 +76,6 @@ class Mutant:
         text = path.read_text()
         assert text.count(self.old) == 1, f"{self.old!r} stands {text.count(self.old)} times in {self.file}"
         return text.replace(self.old, self.new)
-
-    def patch(self, family: str) -> str:
-        """Python code that makes the change."""
-        if not self.file.endswith(".py"):
-            return self.python
-        path = ROOT / "hyperkernels" / self.file
-        module = ".".join(("hyperkernels", *Path(self.file).with_suffix("").parts))
-        lines = (
-            f"import importlib, types; module = importlib.import_module({module!r})",
-            f"changed = dict(vars(module)); exec(compile({self.change(path)!r}, {str(path)!r}, 'exec'), changed)",
-            "for name, old in vars(module).items():",
-            "    if isinstance(old, types.FunctionType) and old.__module__ == module.__name__:",
-            "        old.__code__ = changed[name].__code__",
-        )
-        return "\n".join(lines)
 
 
 class Compiler:
@@ -143,7 +121,7 @@ class Compiler:
 
 def library(family: str, mutant: Mutant, folder: Path) -> Path | None:
     """The family's kernels whose source the mutation reaches; what else they call is in the built extension."""
-    if mutant.python or mutant.file.endswith(".py"):
+    if mutant.python:
         return None
     from hyperkernels import _C
 
@@ -205,14 +183,13 @@ def check(family: str, mutant: Mutant, arguments: Sequence[str], folder: Path) -
         pytest.skip("no C++ compiler")
     (folder / "mutant_plugin.py").write_text(PLUGIN)
     made = library(family, mutant, folder)
-    assert_caught(mutant, run_tests(made, mutant.patch(family), mutant.caught_by or arguments, folder))
+    assert_caught(mutant, run_tests(made, mutant.python, mutant.caught_by or arguments, folder))
 
 
-def parameters(mutants: Sequence[Mutant], python: str, compiled: str) -> list[Any]:
-    """`make test` takes those two: one mutant in Python and one in C++."""
-    in_python = {mutant.name: bool(mutant.python) or mutant.file.endswith(".py") for mutant in mutants}
-    assert in_python[python] and not in_python[compiled]
-    return [pytest.param(m, id=m.name, marks=() if m.name in (python, compiled) else pytest.mark.slow) for m in mutants]
+def parameters(mutants: Iterable[Mutant], everyday: str) -> list[Any]:
+    """`make test` takes that one, which is compiled; every day tests/mutations/ has those in Python."""
+    assert everyday in {mutant.name for mutant in mutants if not mutant.python}
+    return [pytest.param(m, id=m.name, marks=() if m.name == everyday else pytest.mark.slow) for m in mutants]
 
 
 def assert_caught(mutant: Mutant, result: subprocess.CompletedProcess) -> None:
@@ -223,7 +200,7 @@ def assert_caught(mutant: Mutant, result: subprocess.CompletedProcess) -> None:
     assert result.returncode == 1, f"the tests stay green: {result.stdout}{result.stderr}"
     causes = dict(reversed(line) for line in re.findall(r"^RED by (.+?): (.+)$", result.stdout, flags=re.MULTILINE))
     assert causes, result.stdout + result.stderr
-    others = {test: cause for test, cause in causes.items() if cause != "values"}
+    others = {test: cause for test, cause in causes.items() if cause != VALUES}
     assert not others, f"not red by an assertion about values: {others}\n{result.stdout}"
     missing = [test for test in mutant.caught_by if not any(found.startswith(test) for found in causes)]
     assert not missing, f"green: {missing}\n{result.stdout}"

@@ -1,0 +1,200 @@
+"""Terms of the pair losses with a margin."""
+
+from .changes import Change
+
+CHANGES = {
+    "losses/margins.py": [
+        Change(
+            "contrastive: hinge of the positives",
+            "near * positive.count.to(dtype) - positive.sum",
+            "-positive.sum",
+            "losses/test_margins::test_duplicates[cpp-contrastive cosine]",
+        ),
+        Change(
+            "contrastive: hinge of the negatives",
+            "negative.sum - far * negative.count.to(dtype)",
+            "negative.sum",
+            "losses/test_margins::test_value_and_gradients[contrastive-self]",
+        ),
+        Change(
+            "contrastive: bound of the positives",
+            "moments=True, upper=near)\n    negative",
+            "moments=True)\n    negative",
+            "losses/test_margins::test_duplicates[cpp-contrastive]",
+        ),
+        Change(
+            "contrastive: bound of the negatives",
+            "moments=True, lower=far)",
+            "moments=True)",
+            "losses/test_margins::test_value_and_gradients[contrastive-self]",
+        ),
+        Change(
+            "contrastive: mean over all",
+            'counts = pairs.statistics("positive").count, pairs.statistics("negative").count',
+            "pass",
+            "losses/test_margins::test_duplicates[cpp-contrastive over all]",
+        ),
+        Change(
+            "contrastive: two means",
+            'reduce(pull, "mean", counts[0].sum()) + reduce(push, "mean", counts[1].sum())',
+            'reduce(pull + push, "mean", counts[0].sum() + counts[1].sum())',
+            "losses/test_margins::test_value_and_gradients[contrastive-self]",
+        ),
+        Change(
+            "triplet: margin",
+            "violation = violation + margin",
+            "pass",
+            "losses/test_margins::test_value_and_gradients[batch hard-self",
+        ),
+        Change(
+            "triplet: hinge",
+            "softplus(violation) if soft else violation.relu()",
+            "softplus(violation) if soft else violation",
+            "losses/test_margins::test_value_and_gradients[semi-hard-self",
+        ),
+        Change(
+            "triplet: soft",
+            "softplus(violation) if soft else violation.relu()",
+            "violation.relu()",
+            "losses/test_margins::test_value_and_gradients[batch hard soft-self",
+        ),
+        Change(
+            "triplet: mean over the violating",
+            'counted if soft or mean_over == "all" else violating',
+            "counted",
+            "losses/test_margins::test_duplicates[cpp-triplet]",
+        ),
+        Change(
+            "triplets: margin in the value",
+            "row_sums(above * (value - margin), found.offsets)",
+            "row_sums(above * value, found.offsets)",
+            "losses/test_peers::test_value_and_gradients[triplet-self-0]",
+        ),
+        Change(
+            "triplets: how often a negative counts",
+            "> 0, number * total, 0)",
+            "> 0, total, 0)",
+            "losses/test_peers::test_value_and_gradients[triplet-self-0]",
+        ),
+        Change(
+            "triplets: how often a positive counts",
+            "row_sums(above * (value - margin)",
+            "row_sums((value - margin)",
+            "losses/test_peers::test_value_and_gradients[triplet-self-0]",
+        ),
+        Change(
+            "soft triplets: margin",
+            "offset=margin - value[at]",
+            "offset=-value[at]",
+            "losses/test_margins::test_duplicates[cpp-triplet soft]",
+        ),
+        Change(
+            "soft triplets: positive",
+            "offset=margin - value[at]",
+            "offset=margin",
+            "losses/test_margins::test_duplicates[cpp-triplet soft]",
+        ),
+        Change(
+            "soft triplets: every positive",
+            "at = torch.where(has, found.offsets[:-1] + k, 0)",
+            "at = torch.where(has, found.offsets[:-1], 0)",
+            "losses/test_margins::test_duplicates[cpp-triplet soft]",
+        ),
+        Change(
+            "hardest positive",
+            'pairs.statistics("positive", extremes=True).argmin\n    negative',
+            'pairs.statistics("positive", extremes=True).argmax\n    negative',
+            "losses/test_margins::test_duplicates[cpp-batch hard]",
+        ),
+        Change(
+            "hardest negative",
+            'negative = pairs.statistics("negative", extremes=True).argmax',
+            'negative = pairs.statistics("negative", extremes=True).argmin',
+            "losses/test_margins::test_duplicates[cpp-batch hard]",
+        ),
+        Change(
+            "semi-hard: the easiest instead",
+            "negative = torch.where(negative < 0, least[found.rows], negative)",
+            "pass",
+            "losses/test_margins::test_duplicates[cpp-semi-hard]",
+        ),
+        Change(
+            "margin loss: margin of the positives",
+            "near, far = sign * beta + margin, sign",
+            "near, far = sign * beta, sign",
+            "losses/test_margins::test_margin_learns_beta[0.0-euclidean]",
+        ),
+        Change(
+            "margin loss: margin of the negatives",
+            "sign * beta - margin\n",
+            "sign * beta\n",
+            "losses/test_margins::test_margin_learns_beta[0.0-euclidean]",
+        ),
+        Change(
+            "margin loss: beta",
+            "near, far = sign * beta + margin, sign * beta - margin",
+            "near, far = 0 * beta + margin, 0 * beta - margin",
+            "losses/test_margins::test_margin_learns_beta[0.0-euclidean]",
+        ),
+        Change(
+            "margin loss: weight of the positives",
+            "negatives * pull + positives * push",
+            "pull + positives * push",
+            "losses/test_margins::test_margin_learns_beta[0.0-euclidean]",
+        ),
+        Change(
+            "margin loss: weight of the negatives",
+            "negatives * pull + positives * push",
+            "negatives * pull + push",
+            "losses/test_margins::test_margin_learns_beta[0.0-euclidean]",
+        ),
+        Change(
+            "margin loss: nu of the classes",
+            "rows = rows + nu * beta * triplets",
+            "pass",
+            "losses/test_peers::test_margin_learns_beta_by_class",
+        ),
+        Change(
+            "margin loss: nu of one beta",
+            "torch.where(triplets.sum() > 0, nu * beta[0], 0)",
+            "0",
+            "losses/test_margins::test_margin_learns_beta[0.4-euclidean]",
+        ),
+        Change(
+            "margin loss: number of hinges",
+            "positive.count * negatives + positives * count[:, 1]",
+            "positive.count * negatives",
+            "losses/test_margins::test_margin_learns_beta[0.0-euclidean]",
+        ),
+        Change(
+            "tuplet margin: cosine",
+            "cos * math.cos(slack) + sine",
+            "cos + sine",
+            "losses/test_margins::test_tuplet_margin_of_equal_and_opposite_rows",
+        ),
+        Change(
+            "tuplet margin: sine",
+            "math.cos(slack) + sine * math.sin(slack)",
+            "math.cos(slack)",
+            "losses/test_margins::test_tuplet_margin_of_equal_and_opposite_rows",
+        ),
+        Change(
+            "tuplet margin: degrees",
+            "slack = math.radians(margin)",
+            "slack = margin",
+            "losses/test_margins::test_tuplet_margin_of_equal_and_opposite_rows",
+        ),
+        Change(
+            "tuplet margin: scale",
+            "- scale * eased)",
+            "- eased)",
+            "losses/test_margins::test_tuplet_margin_of_equal_and_opposite_rows",
+        ),
+        Change(
+            "triplets: margin of the bins",
+            '"negative", positives - margin, found.offsets',
+            '"negative", positives, found.offsets',
+            "losses/test_margins::test_value_and_gradients[triplet-self",
+        ),
+    ],
+}

@@ -1,0 +1,247 @@
+"""Terms of the margins that are subtracted or widen an angle."""
+
+from .changes import Change
+
+CHANGES = {
+    "margins/additive.py": [
+        Change(
+            "CosFace: m",
+            "return target_cos - self.m",
+            "return target_cos",
+            "margins/test_margins::test_cosface_subtracts",
+        ),
+        Change(
+            "ArcFace: m",
+            "return add_angle(target_cos, self.m, self.gradient, self.past_pi)",
+            "return target_cos",
+            "margins/test_margins::test_arcface_adds_to_the_angle[0.1]",
+        ),
+        Change(
+            "ArcFace: past pi",
+            "return add_angle(target_cos, self.m, self.gradient, self.past_pi)",
+            "return add_angle(target_cos, self.m, self.gradient)",
+            "margins/test_margins::test_arcface_adds_to_the_angle[0.1]",
+        ),
+        Change(
+            "CombinedMargin: m1",
+            "(self.m1 * theta + self.m2)",
+            "(theta + self.m2)",
+            "margins/test_margins::test_combined_margin_is_all_three",
+        ),
+        Change(
+            "CombinedMargin: m2",
+            "(self.m1 * theta + self.m2)",
+            "(self.m1 * theta)",
+            "margins/test_margins::test_combined_margin_is_all_three",
+        ),
+        Change(
+            "CombinedMargin: m3",
+            ".cos() - self.m3",
+            ".cos()",
+            "margins/test_margins::test_combined_margin_is_all_three",
+        ),
+        Change(
+            "ClassMargin: of the cosine",
+            "return rows.target_cos - margins",
+            "return rows.target_cos",
+            "heads/test_heads::test_learned_margins_get_their_gradient[cpp]",
+        ),
+        Change(
+            "ClassMargin: of the angle",
+            "return add_angle(rows.target_cos, margins, self.gradient, self.past_pi)",
+            "return rows.target_cos",
+            "margins/test_margins::test_class_margins_may_be_negative",
+        ),
+        Change(
+            "ClassMargin: each its own",
+            "pick(self.margins, rows.target).to(rows.target_cos)",
+            "pick(self.margins, 0 * rows.target).to(rows.target_cos)",
+            "heads/test_heads::test_learned_margins_get_their_gradient[cpp]",
+        ),
+        Change(
+            "ClassMargin: held in [0, 1] in training",
+            "self.margins.clamp_(0, 1)",
+            "pass",
+            "heads/test_heads::test_learned_margins_get_their_gradient[cpp]",
+        ),
+        Change(
+            "ClassMargin: held in [0, 1] elsewhere",
+            "margins = margins + (margins.clamp(0, 1) - margins).detach()",
+            "pass",
+            "heads/test_heads::test_learned_margins_get_their_gradient[cpp]",
+        ),
+        Change(
+            "ClassMargin: reward",
+            "self.reward * (1 - self.margins",
+            "self.reward * (0 - self.margins",
+            "heads/test_heads::test_learned_margins_get_their_gradient[cpp]",
+        ),
+        Change(
+            "ClassMargin: mean of the reward",
+            "self.margins.to(rows.target_cos).mean()",
+            "self.margins.to(rows.target_cos).sum()",
+            "heads/test_heads::test_learned_margins_get_their_gradient[cpp]",
+        ),
+    ],
+    "margins/angles.py": [
+        Change(
+            "an added angle: cosine",
+            "psi = cos * cos_m - sine(cos) * sin_m",
+            "psi = cos - sine(cos) * sin_m",
+            "margins/test_margins::test_arcface_adds_to_the_angle[0.1]",
+        ),
+        Change(
+            "an added angle: sine",
+            "psi = cos * cos_m - sine(cos) * sin_m",
+            "psi = cos * cos_m",
+            "margins/test_margins::test_arcface_adds_to_the_angle[0.1]",
+        ),
+        Change(
+            "past pi: slope",
+            "cos - m * sin_m",
+            "cos - sin_m",
+            "margins/test_margins::test_arcface_adds_to_the_angle[0.1]",
+        ),
+        Change(
+            "past pi: where it begins",
+            "beyond = cos <= -cos_m",
+            "beyond = cos <= -1",
+            "margins/test_margins::test_arcface_adds_to_the_angle[0.1]",
+        ),
+        Change(
+            "past pi: not for negative margins",
+            "beyond = beyond & (m > 0)",
+            "pass",
+            "margins/test_margins::test_class_margins_may_be_negative",
+        ),
+        Change(
+            "easy margin",
+            "psi = torch.where(cos > 0, psi, cos)",
+            "pass",
+            "margins/test_margins::test_arcface_has_an_easy_margin",
+        ),
+        Change(
+            "straight through: the formula constant",
+            'return target_cos.detach() if gradient == "straight_through" else target_cos',
+            "return target_cos",
+            "margins/test_margins::test_straight_through_changes_the_gradient_alone",
+        ),
+        Change(
+            "straight through: slope of 1",
+            'return psi + (target_cos - target_cos.detach()) if gradient == "straight_through" else psi',
+            "return psi + 0 * target_cos",
+            "margins/test_margins::test_straight_through_changes_the_gradient_alone",
+        ),
+        Change(
+            "the pole in float32",
+            "pole = torch.where(1 - cos.detach().abs() < 2.0**-41, cos.detach().sign(), cos.detach())",
+            "pole = cos.detach()",
+            "margins/test_near_the_centre::test_rounding_is_not_magnified_on_the_pole[ArcFace, wrap-1e-08--",
+        ),
+        Change(
+            "a mean over rows that count",
+            "/ mask.sum().clamp_min(1)",
+            "/ mask.numel()",
+            "heads/test_head_state::test_adaface[cpp-repository]",
+        ),
+        Change(
+            "a NaN is not known",
+            "return rows.counted & ~values.isnan()",
+            "return rows.counted",
+            "heads/test_head_state::test_a_nan_row_does_not_stay[AdaFace]",
+        ),
+        Change(
+            "momentum of a state",
+            "torch.where(there, momentum * value + (1 - momentum) * state, state)",
+            "torch.where(there, value, state)",
+            "heads/test_head_state::test_adaface[cpp-repository]",
+        ),
+    ],
+    "margins/sphereface.py": [
+        Change(
+            "SphereFace: m",
+            "theta = m * angle(cos)",
+            "theta = angle(cos)",
+            "heads/test_heads::test_the_raw_norm_form[cpp]",
+        ),
+        Change(
+            "SphereFace: sign of each stretch",
+            "(1 - 2 * (k % 2)) * theta.cos()",
+            "theta.cos()",
+            "margins/test_margins::test_sphereface_falls_from_zero_to_pi[1.0]",
+        ),
+        Change(
+            "SphereFace: height of each stretch",
+            "* theta.cos() - 2 * k",
+            "* theta.cos()",
+            "margins/test_margins::test_sphereface_falls_from_zero_to_pi[1.0]",
+        ),
+        Change(
+            "SphereFace: raw norm",
+            "return psi * x_norm if self.raw_norm else psi",
+            "return psi",
+            "heads/test_heads::test_the_raw_norm_form[cpp]",
+        ),
+        Change(
+            "SphereFace: cosine of the raw norm",
+            "target_cos / _nonzero(x_norm) if self.raw_norm",
+            "target_cos if self.raw_norm",
+            "heads/test_heads::test_the_raw_norm_form[cpp]",
+        ),
+        Change(
+            "SphereFaceR1: m",
+            "(self.m * theta).clamp",
+            "theta.clamp",
+            "margins/test_margins::test_sphereface_r1_stays_at_its_lowest",
+        ),
+        Change(
+            "SphereFaceR1: the lowest",
+            ".clamp(max=math.pi).cos()",
+            ".cos()",
+            "margins/test_margins::test_sphereface_r1_stays_at_its_lowest",
+        ),
+        Change(
+            "SphereFaceR2: m",
+            "divisor=self.m, straight=straight",
+            "divisor=1.0, straight=straight",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-sphereface r2]",
+        ),
+        Change(
+            "SphereFaceR2: straight through",
+            'float(self.gradient == "straight_through")',
+            "0.0",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-sphereface r2 straight]",
+        ),
+        Change(
+            "ASoftmax: cosine's share",
+            "(weight * target_cos + self.phi(target_cos, x_norm))",
+            "self.phi(target_cos, x_norm)",
+            "heads/test_heads::test_annealing_blends_the_target[cpp]",
+        ),
+        Change(
+            "ASoftmax: share divides",
+            "/ (1 + weight)",
+            "/ weight",
+            "heads/test_heads::test_annealing_blends_the_target[cpp]",
+        ),
+        Change(
+            "ASoftmax: gamma",
+            "(1 + self.gamma * snapshot(self.iteration).to(dtype))",
+            "(1 + snapshot(self.iteration).to(dtype))",
+            "heads/test_heads::test_annealing_blends_the_target[cpp]",
+        ),
+        Change("ASoftmax: power", "** -self.power", "** -1", "heads/test_heads::test_annealing_blends_the_target[cpp]"),
+        Change(
+            "ASoftmax: lambda_min",
+            ".clamp_min(self.lambda_min)",
+            "",
+            "heads/test_heads::test_annealing_blends_the_target[cpp]",
+        ),
+        Change(
+            "ASoftmax: iteration",
+            "self.iteration.add_(1)",
+            "pass",
+            "heads/test_heads::test_annealing_blends_the_target[cpp]",
+        ),
+    ],
+}

@@ -1,0 +1,212 @@
+"""Terms of the margins that move hard negatives."""
+
+from .changes import Change
+
+CHANGES = {
+    "margins/hard.py": [
+        Change(
+            "CurricularFace: threshold",
+            "threshold, t = add_angle(rows.target_cos, self.m), snapshot(self.t)",
+            "threshold, t = rows.target_cos, snapshot(self.t)",
+            "heads/test_head_state::test_curricularface[cpp]",
+        ),
+        Change(
+            "CurricularFace: t in the value",
+            "q2=1.0, q1=t, q0=0.0, d1=2.0, d0=t",
+            "q2=1.0, q1=0 * t, q0=0.0, d1=2.0, d0=t",
+            "heads/test_head_state::test_curricularface[cpp]",
+        ),
+        Change(
+            "CurricularFace: c squared",
+            "q2=1.0, q1=t, q0=0.0, d1=2.0, d0=t",
+            "q2=0.0, q1=t, q0=0.0, d1=2.0, d0=t",
+            "heads/test_head_state::test_curricularface[cpp]",
+        ),
+        Change(
+            "CurricularFace: slope",
+            "q2=1.0, q1=t, q0=0.0, d1=2.0, d0=t",
+            "q2=1.0, q1=t, q0=0.0, d1=1.0, d0=t",
+            "heads/test_head_state::test_curricularface[cpp]",
+        ),
+        Change(
+            "CurricularFace: t in the slope",
+            "q2=1.0, q1=t, q0=0.0, d1=2.0, d0=t",
+            "q2=1.0, q1=t, q0=0.0, d1=2.0, d0=0 * t",
+            "heads/test_head_state::test_curricularface[cpp]",
+        ),
+        Change(
+            "CurricularFace: momentum",
+            "follow(self.t, mean_over(rows.target_cos, there), self.momentum, there.any())",
+            "follow(self.t, mean_over(rows.target_cos, there), 1.0, there.any())",
+            "heads/test_head_state::test_curricularface[cpp]",
+        ),
+        Change(
+            "CurricularFace: the target",
+            "self.m, self.gradient, self.past_pi)\n\n    def extra_repr",
+            "0.0, self.gradient, self.past_pi)\n\n    def extra_repr",
+            "heads/test_head_state::test_curricularface[cpp]",
+        ),
+        Change(
+            "MVSoftmax: threshold of am",
+            'threshold = cos - self.m if self.kind == "am"',
+            'threshold = cos if self.kind == "am"',
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-mv am]",
+        ),
+        Change(
+            "MVSoftmax: threshold of arc",
+            'if self.kind == "am" else add_angle(cos, self.m)',
+            'if self.kind == "am" else cos',
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-mv arc]",
+        ),
+        Change(
+            "MVSoftmax: w times c",
+            "q1=w, q0=w - 1, d1=0.0, d0=w",
+            "q1=1.0, q0=w - 1, d1=0.0, d0=w",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-mv am]",
+        ),
+        Change(
+            "MVSoftmax: w - 1",
+            "q1=w, q0=w - 1, d1=0.0, d0=w",
+            "q1=w, q0=0.0, d1=0.0, d0=w",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-mv am]",
+        ),
+        Change(
+            "MVSoftmax: slope",
+            "q1=w, q0=w - 1, d1=0.0, d0=w",
+            "q1=w, q0=w - 1, d1=0.0, d0=1.0",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-mv am]",
+        ),
+        Change(
+            "MVSoftmax: am where c > m",
+            "torch.where(target_cos > self.m, target_cos - self.m, target_cos)",
+            "target_cos - self.m",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-mv am]",
+        ),
+        Change(
+            "NPCFace: t",
+            "q1=self.t, q0=self.a, d1=0.0, d0=self.t",
+            "q1=1.0, q0=self.a, d1=0.0, d0=self.t",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-npcface]",
+        ),
+        Change(
+            "NPCFace: a",
+            "q1=self.t, q0=self.a, d1=0.0, d0=self.t",
+            "q1=self.t, q0=0.0, d1=0.0, d0=self.t",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-npcface]",
+        ),
+        Change(
+            "NPCFace: slope",
+            "q1=self.t, q0=self.a, d1=0.0, d0=self.t",
+            "q1=self.t, q0=self.a, d1=0.0, d0=1.0",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-npcface]",
+        ),
+        Change(
+            "NPCFace: threshold",
+            "threshold = add_angle(rows.target_cos, self.m)\n",
+            "threshold = rows.target_cos\n",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-npcface]",
+        ),
+        Change(
+            "NPCFace: m0",
+            "self.m0 + self.m1 * mean",
+            "self.m1 * mean",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-npcface]",
+        ),
+        Change(
+            "NPCFace: m1",
+            "self.m0 + self.m1 * mean",
+            "self.m0 + mean",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-npcface]",
+        ),
+        Change(
+            "NPCFace: mean of the hard",
+            "statistics.hard_cos_sum.detach() / statistics.hard_count.detach().clamp_min(1)",
+            "statistics.hard_cos_sum.detach()",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-npcface]",
+        ),
+        Change(
+            "NPCFace: no gradient of the hard",
+            "mean = statistics.hard_cos_sum.detach()",
+            "mean = statistics.hard_cos_sum.detach() + rows.target_cos - rows.target_cos.detach()",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-npcface]",
+        ),
+        Change(
+            "CircleMargin: relaxation of the target",
+            "(1 + self.m - target_cos.detach())",
+            "(1 - target_cos.detach())",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-circle]",
+        ),
+        Change(
+            "CircleMargin: relaxation constant",
+            "(1 + self.m - target_cos.detach())",
+            "(1 + self.m - target_cos)",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-circle]",
+        ),
+        Change(
+            "CircleMargin: margin of the target",
+            "(target_cos - (1 - self.m))",
+            "(target_cos - 1)",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-circle]",
+        ),
+        Change(
+            "CircleMargin: where the others begin",
+            "threshold=-m, q2=1.0",
+            "threshold=0.0, q2=1.0",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-circle]",
+        ),
+        Change(
+            "CircleMargin: value of the others",
+            "q0=-m * m, d1=1.0",
+            "q0=0.0, d1=1.0",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-circle]",
+        ),
+        Change(
+            "CircleMargin: slope of the others",
+            "d1=1.0, d0=m, easy=0.0",
+            "d1=1.0, d0=0.0, easy=0.0",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-circle]",
+        ),
+        Change(
+            "CircleMargin: easy others",
+            "d1=1.0, d0=m, easy=0.0",
+            "d1=1.0, d0=m, easy=1.0",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-circle]",
+        ),
+        Change(
+            "ArcNegFace: center",
+            "center = self(rows.target_cos, rows.x_norm)",
+            "center = rows.target_cos",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-arcneg]",
+        ),
+        Change(
+            "ArcNegFace: alpha",
+            "alpha=self.alpha, sigma",
+            "alpha=1.0, sigma",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-arcneg]",
+        ),
+        Change(
+            "ArcNegFace: sigma",
+            "sigma=self.sigma)",
+            "sigma=1.0)",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-arcneg]",
+        ),
+        Change(
+            "InterClassFilter: threshold",
+            "threshold=self.threshold, q2",
+            "threshold=1.0, q2",
+            "heads/test_heads::test_looking_ahead_with_sub_centers[cpp-filter]",
+        ),
+        Change(
+            "InterClassFilter: penalty",
+            "return self.margin.penalty(rows)",
+            "return None",
+            "heads/test_head_state::test_a_filter_hands_everything_on[cpp]",
+        ),
+        Change(
+            "InterClassFilter: state",
+            "self.margin.update(rows)",
+            "pass",
+            "heads/test_head_state::test_a_filter_hands_everything_on[cpp]",
+        ),
+    ],
+}

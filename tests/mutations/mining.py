@@ -1,0 +1,363 @@
+"""Filters and draws of the miners."""
+
+from .changes import Change
+
+CHANGES = {
+    "mining/triplets.py": [
+        Change(
+            "batch hard: positive",
+            'p = pairs.statistics("positive", extremes=True).argmin',
+            'p = pairs.statistics("positive", extremes=True).argmax',
+            "mining/test_mining::test_easy_hard_without_ranges_looks_at_infinite_similarities",
+        ),
+        Change(
+            "batch hard: negative",
+            'n = pairs.statistics("negative", extremes=True).argmax\n',
+            'n = pairs.statistics("negative", extremes=True).argmin\n',
+            "mining/test_mining::test_easy_hard_without_ranges_looks_at_infinite_similarities",
+        ),
+        Change(
+            "batch hard: anchors of both",
+            "a = ((p >= 0) & (n >= 0)).nonzero()[:, 0]",
+            "a = (p >= 0).nonzero()[:, 0]",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "semi-hard: fallback",
+            "n = torch.where(n < 0, easiest[found.rows], n)",
+            "pass",
+            "mining/test_mining::test_against_a_double_loop[cosine-torch.float64-shape24-random-few]",
+        ),
+        Change(
+            "semi-hard: the others are left out",
+            "keep = n >= 0",
+            "keep = n >= -1",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "triplet margin: margin of the easy",
+            "return None, positive - margin",
+            "return None, positive",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "triplet margin: hard",
+            'least = positive - (min(margin, 0.0) if kind == "hard" else margin)',
+            "least = positive - margin",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "triplet margin: semihard",
+            'positive if kind == "semihard" else None',
+            "None",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "triplet margin: margin is closed",
+            "return below(least), ",
+            "return least, ",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "triplet counts: hard",
+            "margin = min(margin, 0.0)",
+            "pass",
+            "mining/test_mining::test_triplets[cosine-torch.float64-random-0.5-hard]",
+        ),
+        Change(
+            "triplet counts: semihard",
+            "count = (count - _at_least(pairs, found, found.similarities)).clamp_min(0)",
+            "pass",
+            "mining/test_mining::test_triplets[cosine-torch.float64-random--0.5-semihard]",
+        ),
+        Change(
+            "triplet counts: easy",
+            'count = pairs.statistics("negative").count[found.rows] - count',
+            "pass",
+            "mining/test_mining::test_triplets[cosine-torch.float64-random--0.5-easy]",
+        ),
+        Change(
+            "triplet counts: margin",
+            "_at_least(pairs, found, found.similarities - margin)",
+            "_at_least(pairs, found, found.similarities)",
+            "mining/test_mining::test_triplets[cosine-torch.float64-random--0.5-all]",
+        ),
+    ],
+    "mining/lists.py": [
+        Change(
+            "easy positive",
+            'return _extreme(pairs, "positive", pos_strategy == "easy", low, high)',
+            'return _extreme(pairs, "positive", pos_strategy != "easy", low, high)',
+            "mining/test_mining::test_easy_hard[cosine-random-None-easy-easy]",
+        ),
+        Change(
+            "hard negative",
+            'return _extreme(pairs, "negative", neg_strategy != "easy", low, high)',
+            'return _extreme(pairs, "negative", neg_strategy == "easy", low, high)',
+            "mining/test_mining::test_easy_hard[cosine-random-None-easy-easy]",
+        ),
+        Change(
+            "semi-hard positive",
+            "_, p = positive(value)",
+            "_, p = positive()",
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-batch_easy_hard-shape0]",
+        ),
+        Change(
+            "semi-hard negative",
+            'negative(value if neg_strategy == "semihard" else None)',
+            "negative(None)",
+            "mining/test_mining::test_easy_hard[cosine-random-None-easy-semihard]",
+        ),
+        Change(
+            "allowed range of positives",
+            '_window(pairs, "allowed_pos_range", allowed_pos_range, similarity)',
+            '_window(pairs, "allowed_pos_range", None, similarity)',
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-batch_easy_hard-shape0]",
+        ),
+        Change(
+            "allowed range of negatives",
+            '_window(pairs, "allowed_neg_range", allowed_neg_range, similarity)',
+            '_window(pairs, "allowed_neg_range", None, similarity)',
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-batch_easy_hard-shape0]",
+        ),
+        Change(
+            "allowed range is closed",
+            "return below(low_end), above(high_end)",
+            "return low_end, high_end",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "allowed range of distances",
+            "low, high = -high, -low",
+            "pass",
+            "mining/test_mining::test_against_pytorch_metric_learning[euclidean-batch_easy_hard-shape0]",
+        ),
+        Change(
+            "the tighter bound",
+            "return of(first, second)",
+            "return first",
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-batch_easy_hard-shape0]",
+        ),
+        Change(
+            "multi-similarity: epsilon of the positives",
+            "upper=hardest_negative + epsilon",
+            "upper=hardest_negative",
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-multi_similarity-shape0]",
+        ),
+        Change(
+            "multi-similarity: epsilon of the negatives",
+            "lower=hardest_positive - epsilon",
+            "lower=hardest_positive",
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-multi_similarity-shape0]",
+        ),
+        Change(
+            "multi-similarity: hardest positive",
+            'pairs.statistics("positive", extremes=True).min\n',
+            'pairs.statistics("positive", extremes=True).max\n',
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-multi_similarity-shape0]",
+        ),
+        Change(
+            "multi-similarity: hardest negative",
+            'pairs.statistics("negative", extremes=True).max\n',
+            'pairs.statistics("negative", extremes=True).min\n',
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-multi_similarity-shape0]",
+        ),
+        Change(
+            "pair margin: positives",
+            'positives = pairs.listed("positive", upper=upper)',
+            'positives = pairs.listed("positive")',
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-pair_margin-shape0]",
+        ),
+        Change(
+            "pair margin: negatives",
+            'negatives = pairs.listed("negative", lower=lower)',
+            'negatives = pairs.listed("negative")',
+            "mining/test_mining::test_against_pytorch_metric_learning[cosine-pair_margin-shape0]",
+        ),
+        Change(
+            "pair margin: distances",
+            "upper, lower = -upper, -lower",
+            "pass",
+            "mining/test_mining::test_against_pytorch_metric_learning[euclidean-pair_margin-shape1]",
+        ),
+    ],
+    "mining/sampling.py": [
+        Change(
+            "distance weighted: cutoff", "p0=dim, p1=cutoff", "p0=dim, p1=1e-9", "mining/test_sampling::test_cutoffs"
+        ),
+        Change(
+            "distance weighted: dimension",
+            "p0=dim, p1=cutoff",
+            "p0=3.0, p1=cutoff",
+            "mining/test_sampling::test_negatives_follow_the_distribution[1-64-{}]",
+        ),
+        Change(
+            "distance weighted: temperature",
+            "temperature=temperature, lower=lower",
+            "temperature=1.0, lower=lower",
+            "mining/test_sampling::test_graded_distances[2-0.5]",
+        ),
+        Change(
+            "distance weighted: farthest",
+            "lower = None if nonzero_loss_cutoff is None else -nonzero_loss_cutoff",
+            "lower = None",
+            "mining/test_sampling::test_negatives_follow_the_distribution[1-64-{}]",
+        ),
+        Change(
+            "distance weighted: each positive",
+            "pick = draw % counts[a] if each",
+            "pick = 0 * draw if each",
+            "mining/test_sampling::test_each_positive",
+        ),
+        Change(
+            "distance weighted: positives alike",
+            "random_words(a, draw, 2, seed)[0] * counts[a] >> 32",
+            "0 * draw",
+            "mining/test_sampling::test_positives_are_alike",
+        ),
+        Change(
+            "distance weighted: number of draws",
+            "order < wanted[:, None]",
+            "order < wanted[:, None] + 1",
+            "mining/test_sampling::test_each_positive",
+        ),
+    ],
+    "mining/retrieval.py": [
+        Change(
+            "hard negatives: range_min",
+            "scores, indices = scores[:, range_min:], indices[:, range_min:]",
+            "pass",
+            "mining/test_retrieval::test_random_negatives_are_of_the_range[False]",
+        ),
+        Change(
+            "hard negatives: min_score",
+            'lower = None if min_score is None else below(_full(pairs, "min_score", min_score))',
+            "lower = None",
+            "mining/test_retrieval::test_hard_negatives_of_listed_positives[cosine-random-{'min_score': -0.",
+        ),
+        Change(
+            "hard negatives: max_score and margins",
+            "relative_margin)) if filtered else None",
+            "relative_margin)) if False else None",
+            "mining/test_retrieval::test_hard_negatives_of_listed_positives[cosine-random-{'range_min': 1, ",
+        ),
+        Change(
+            "hard negatives: positives are dropped",
+            "drop |= indices == own[:, p : p + 1]",
+            "pass",
+            "mining/test_retrieval::test_hard_negatives_of_listed_positives[cosine-random-{'range_min': 2}]",
+        ),
+        Change(
+            "hard negatives: as many more candidates",
+            "depth + own.shape[1], lower, upper)",
+            "depth, lower, upper)",
+            "mining/test_retrieval::test_hard_negatives_of_listed_positives[cosine-random-{'range_min': 2}]",
+        ),
+        Change(
+            "hard negatives: random from the range",
+            'depth = range_max if sampling_strategy == "random" else',
+            'depth = range_min + num_negatives if sampling_strategy == "random" else',
+            "mining/test_retrieval::test_random_negatives_are_of_the_range[False]",
+        ),
+        Change(
+            "hard negatives: ten times as many",
+            "(10 if filtered else 1)",
+            "(1 if filtered else 1)",
+            "mining/test_retrieval::test_range_of_random_negatives[options2-45]",
+        ),
+        Change(
+            "hard negatives: the seed",
+            "_draw(scores, indices, num_negatives, seed_of(seed))",
+            "_draw(scores, indices, num_negatives, 0)",
+            "mining/test_retrieval::test_random_negatives_are_of_the_range[False]",
+        ),
+        Change(
+            "semi-hard pool: size",
+            'pairs.top_k("all", min(pool, pairs.m))',
+            'pairs.top_k("all", min(2 * pool, pairs.m))',
+            "mining/test_retrieval::test_semi_hard_pool[cosine-random]",
+        ),
+        Change(
+            "semi-hard pool: same labels",
+            "same = F.pad(of_column, (1, 0))[indices + 1] == labels[:, None]",
+            "same = indices < -1",
+            "mining/test_retrieval::test_semi_hard_pool[cosine-random]",
+        ),
+        Change(
+            "top k: window",
+            "pairs.top_k(select, min(k, pairs.m), lower, upper)",
+            "pairs.top_k(select, min(k, pairs.m), None, upper)",
+            "mining/test_retrieval::test_topk_negatives[cosine-ties-window1-1]",
+        ),
+        Change(
+            "top k: upper end",
+            "pairs.top_k(select, min(k, pairs.m), lower, upper)",
+            "pairs.top_k(select, min(k, pairs.m), lower, None)",
+            "mining/test_retrieval::test_topk_negatives_window_per_row",
+        ),
+        Change(
+            "top k: what is missing",
+            "F.pad(indices, (0, missing), value=-1)",
+            "F.pad(indices, (0, missing), value=0)",
+            "mining/test_retrieval::test_topk_negatives[cosine-random-None-1]",
+        ),
+        Change(
+            "a draw in the order of the row",
+            "[:, :k].sort(dim=1).values",
+            "[:, :k]",
+            "mining/test_retrieval::test_random_negatives_are_of_the_range[False]",
+        ),
+    ],
+    "pairs/positives.py": [
+        Change(
+            "hardest below: strictly",
+            "below(found.similarities[order])",
+            "found.similarities[order] + 1e-3",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "hardest below: of the row's bins",
+            "torch.where(counts > 0, bins, -1).cummax(0).values[own_bin(found)]",
+            "bins[own_bin(found)]",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "hardest below: of the row alone",
+            "best >= found.offsets[found.rows] + found.rows",
+            "best >= 0",
+            "mining/test_mining::test_small_integers",
+        ),
+        Change(
+            "hardest below: not as similar",
+            "below(found.similarities[order])",
+            "found.similarities[order]",
+            "losses/test_margins::test_duplicates[cpp-semi-hard",
+        ),
+    ],
+    "mining/memory.py": [
+        Change(
+            "memory: the last rows are kept",
+            "batch = batch[n - kept :]",
+            "batch = batch[:kept]",
+            "mining/test_cross_batch_memory::test_holds_the_newest[False-sizes4]",
+        ),
+        Change(
+            "memory: over the oldest",
+            "self._pointer = (self._pointer + kept) % self.memory_size",
+            "self._pointer = kept % self.memory_size",
+            "mining/test_cross_batch_memory::test_holds_the_newest[False-sizes1]",
+        ),
+        Change(
+            "memory: around the end",
+            "ring[: kept - first].copy_(batch[first:])",
+            "pass",
+            "mining/test_cross_batch_memory::test_holds_the_newest[False-sizes1]",
+        ),
+        Change(
+            "memory: numbers run on",
+            "self._next_id += n",
+            "pass",
+            "mining/test_cross_batch_memory::test_holds_the_newest[False-sizes0]",
+        ),
+    ],
+}
