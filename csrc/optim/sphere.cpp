@@ -58,8 +58,8 @@ struct Row {
         dim(v.dim) {
     const double norm = simd::length(point, dim);
     const double inverse_norm = norm < kShort ? 0 : 1 / norm;
-    double product = simd::dot<A>(point, gradient, dim);
-    if (sizeof(A) == 4 && !(std::abs(product) < kLong)) product = simd::dot<double>(point, gradient, dim);
+    // The tangent is a difference, of which nothing but rounding is left where the gradient is radial.
+    const double product = simd::dot<double>(point, gradient, dim);
     inverse = A(inverse_norm);
     unscale = A(scale);
     radial = A(product * inverse_norm * scale);

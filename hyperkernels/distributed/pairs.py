@@ -86,7 +86,7 @@ class Group:
         return [v.to(like.dtype) for v, like in zip(total, scalars, strict=True)]
 
     def any(self, flag: torch.Tensor) -> torch.Tensor:
-        return self.ranks.all_gather(flag.reshape(1).to(torch.uint8)).any()
+        return self.ranks.all_gather(flag.reshape(1).to(torch.uint8)).bool().any()
 
     def pairs(
         self, several: Sequence[Pairs], ids: torch.Tensor | None, ref_ids: torch.Tensor | None, numbered: bool

@@ -11,7 +11,7 @@ from .._order import pick, spread, total
 from ..kernels.margin_softmax.negatives import COSINE, SUMS, Negatives
 from ..kernels.margin_softmax.problem import ABSENT, IGNORED, ClassRowStatistics, Options
 from ..kernels.margin_softmax.receivers import OfClasses, Receiver
-from ..kernels.margin_softmax.reference import rows_of_classes, take_rows, unit_rows
+from ..kernels.margin_softmax.rows import rows_of_classes, take_rows, unit_rows
 from ..kernels.margin_softmax.statistics import class_statistics
 from ..margins.angles import settle
 from ..margins.base import Margin, Rows

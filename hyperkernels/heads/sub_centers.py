@@ -24,7 +24,7 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..kernels.margin_softmax.reference import unit_rows
+from ..kernels.margin_softmax.rows import unit_rows
 
 __all__ = ["angles", "dominant", "keep", "nearest_counts", "outliers"]
 

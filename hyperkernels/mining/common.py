@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from .. import _check
+from ..kernels.pair_mining.philox import philox
 from ..kernels.pair_mining.problem import PairProblem
-from ..kernels.pair_mining.reference import philox
 from ..pairs.pairs import Pairs
 
 # Rows are processed in parts: the elements of the temporaries of a part, and the smallest number of its rows.

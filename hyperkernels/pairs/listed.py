@@ -9,8 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from ..kernels.pair_mining.ordered import take
-from ..kernels.pair_mining.problem import PairRowStatistics, Transform
-from ..kernels.pair_mining.reference import _power
+from ..kernels.pair_mining.problem import PairRowStatistics, Transform, nothing_asked
 from .pairs import SELECT, Pairs
 from .source import Bound, Listed, LocalPairSource
 
@@ -141,29 +140,30 @@ class ListedPairs(LocalPairSource):
         offset: Bound = None,
     ) -> PairRowStatistics:
         runs = Segments.sorted(rows, n)
-        empty, no_index = u.new_empty(0), rows.new_empty(0)
-        total = squares = low = high = value = d_scale = d_offset = empty
-        argmin = argmax = no_index
+        found = {"count": runs.offsets.diff()}
         if moments:
-            total, squares = runs.reduce(u, "sum"), runs.reduce(u.square(), "sum")
+            found |= {"sum": runs.reduce(u, "sum"), "sum_squares": runs.reduce(u.square(), "sum")}
         if extremes:
-            low, argmin = runs.extreme(u.detach(), columns, "min")
-            high, argmax = runs.extreme(u.detach(), columns, "max")
+            found["min"], found["argmin"] = runs.extreme(u.detach(), columns, "min")
+            found["max"], found["argmax"] = runs.extreme(u.detach(), columns, "max")
         if transform.name != "none":
             a, b = self.row_numbers("scale", scale, n), self.row_numbers("offset", offset, n)
             assert a is not None
             if transform.name == "softplus":
                 z = take(a, rows) * u if b is None else take(a, rows) * u + take(b, rows)
-                value, sigma = runs.reduce(-logsigmoid(-z), "sum"), torch.sigmoid(z).detach()
-                d_offset, d_scale = runs.reduce(sigma, "sum"), runs.reduce(sigma * u, "sum").detach()
+                sigma = torch.sigmoid(z).detach()
+                found |= {
+                    "lse": runs.reduce(-logsigmoid(-z), "sum"),
+                    "d_scale": runs.reduce(sigma * u, "sum").detach(),
+                    "d_offset": runs.reduce(sigma, "sum"),
+                }
             else:
-                power = _power(u[:, None], take(a, rows), transform)[:, 0]
-                value = runs.logsumexp(power)
-                share = torch.exp(power - take(value, rows))
+                power = transform.power(u[:, None], take(a, rows))[:, 0]
+                lse = runs.logsumexp(power)
+                share = torch.exp(power - take(lse, rows))
                 slope = share * u if transform.name == "linear" else (share * power / a[rows]).detach()
-                d_scale = runs.reduce(slope, "sum")
-        count = runs.offsets.diff()
-        return PairRowStatistics(count, total, squares, low, argmin, high, argmax, value, d_scale, d_offset)
+                found |= {"lse": lse, "d_scale": runs.reduce(slope, "sum")}
+        return nothing_asked(u)._replace(**found)
 
     def statistics_of_both(
         self,

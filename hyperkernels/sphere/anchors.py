@@ -6,7 +6,7 @@ import torch
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..kernels.sphere.reference import EPS
+from ..kernels.sphere.problem import EPS
 from ..pairs.pairs import unit_rows
 
 

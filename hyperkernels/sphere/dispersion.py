@@ -9,7 +9,7 @@ import torch
 from .. import _check
 from .._dtypes import accumulate_dtype, widest_dtype
 from ..kernels.pair_mining import selections
-from ..kernels.sphere.reference import EPS
+from ..kernels.sphere.problem import EPS
 from ..losses.spread import log_mean_exp_of
 from ..pairs.pairs import Pairs, unit_rows
 from .once import Slope

@@ -7,7 +7,7 @@ import torch
 from .. import _check
 from .._autocast import autocast
 from .._dtypes import accumulate_dtype
-from ..kernels.sphere.reference import EPS
+from ..kernels.sphere.problem import EPS
 from ..pairs.pairs import Pairs, unit_rows
 from ..unit_norm import unit_norm
 from .functional import exp_map

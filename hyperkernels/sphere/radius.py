@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from .. import _check
 from .._dtypes import accumulate_dtype
-from ..kernels.sphere.reference import EPS
+from ..kernels.sphere.problem import EPS
 from ..pairs.pairs import unit_rows
 
 # The constant factor e^u of the log barrier: a larger u would overflow float32.

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import hyperkernels as hk
-from hyperkernels.kernels.margin_softmax import reference, statistics
+from hyperkernels.kernels.margin_softmax import statistics
+from hyperkernels.kernels.margin_softmax.rows import rows_of_classes
 from tests.support import COMPILERS, ROOT
 from tests.support.accuracy import assert_as_accurate
 from tests.support.margin_softmax_cases import BACKENDS, problem, textbook_loss_and_gradients
@@ -48,7 +49,7 @@ def assert_same(found, wanted, classes, sub_centers=1):
     """The loss, dx and further gradients, the last that of the weight."""
     *found, dweight = found
     *wanted, dfew = wanted
-    rows = reference.rows_of_classes(classes, sub_centers)
+    rows = rows_of_classes(classes, sub_centers)
     for mine, right in (*zip(found, wanted, strict=True), (dweight[rows], dfew)):
         torch.testing.assert_close(mine, right, rtol=1e-12, atol=1e-14)
     dweight[rows] = 0
@@ -143,9 +144,9 @@ def test_the_gradient_is_a_coalesced_sparse_tensor_of_the_sampled_rows(backend):
         dx, dweight = torch.autograd.grad(loss, (x, weight))
         assert dx.layout == torch.strided and dweight.layout == torch.sparse_coo
         assert dweight.is_coalesced() and dweight.dtype == dtype and dweight.shape == weight.shape
-        assert torch.equal(dweight.indices(), reference.rows_of_classes(classes, 2)[None])
+        assert torch.equal(dweight.indices(), rows_of_classes(classes, 2)[None])
         assert dweight.values().shape == (2 * R, 12)
-    assert torch.equal(reference.rows_of_classes(torch.tensor([1, 4]), 2), torch.tensor([2, 3, 8, 9]))
+    assert torch.equal(rows_of_classes(torch.tensor([1, 4]), 2), torch.tensor([2, 3, 8, 9]))
 
 
 def test_a_step_moves_the_sampled_rows_alone(backend):

@@ -5,18 +5,6 @@ from .changes import Change
 CHANGES = {
     "kernels/margin_softmax/reference.py": [
         Change(
-            "length of a row",
-            "return torch.where(short, unit.detach(), unit), torch",
-            "return torch.where(short, unit.detach(), v), torch",
-            "kernels/margin_softmax/test_options::test_correct_knows_the_margins_own_scale_and_absent_rows[",
-        ),
-        Change(
-            "short rows are constants",
-            "return torch.where(short, unit.detach(), unit), torch",
-            "return unit, torch",
-            "heads/test_sum_losses::test_poles_are_finite[reference",
-        ),
-        Change(
             "quadratic: q2",
             "(q2 * c + q1) * c + q0",
             "q1 * c + q0",
@@ -273,6 +261,20 @@ CHANGES = {
             "torch.where(hard, cos.detach(), 0).sum(1)",
             "torch.where(hard, 1, 0).sum(1)",
             "heads/test_heads::test_loss_and_gradients[reference-npc",
+        ),
+    ],
+    "kernels/margin_softmax/rows.py": [
+        Change(
+            "length of a row",
+            "return torch.where(short, unit.detach(), unit), torch",
+            "return torch.where(short, unit.detach(), v), torch",
+            "kernels/margin_softmax/test_options::test_correct_knows_the_margins_own_scale_and_absent_rows[",
+        ),
+        Change(
+            "short rows are constants",
+            "return torch.where(short, unit.detach(), unit), torch",
+            "return unit, torch",
+            "heads/test_sum_losses::test_poles_are_finite[reference",
         ),
         Change(
             "sub-centres of a class",

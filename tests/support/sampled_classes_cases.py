@@ -2,7 +2,7 @@
 
 import torch
 
-from hyperkernels.kernels.margin_softmax import reference
+from hyperkernels.kernels.margin_softmax.rows import rows_of_classes
 
 from .margin_softmax_cases import problem
 
@@ -17,7 +17,7 @@ def sample(count=C, sampled=R):
 def spread(values, classes, count, sub_centers=1):
     """[count * K, ...] with `values` in the rows of the classes and NaN in the others."""
     full = torch.full((count * sub_centers, *values.shape[1:]), torch.nan, dtype=values.dtype)
-    full[reference.rows_of_classes(classes, sub_centers)] = values.detach()
+    full[rows_of_classes(classes, sub_centers)] = values.detach()
     return full.requires_grad_()
 
 

@@ -11,6 +11,7 @@ import torch
 
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.sphere import reference
+from hyperkernels.kernels.sphere.problem import EPS
 
 from .accuracy import assert_as_accurate
 from .launchers import launchers
@@ -165,7 +166,7 @@ def _factor(name: str, i: int, given: list, part: slice) -> Any:
     factor: Any = 1.0
     if OPERATIONS[name].inputs[i] == "r" and (name, i) not in (("tangent", 1), ("exp", 1), ("retract", 1)):
         length = given[i][part].double().norm(dim=-1)
-        factor = 1 / torch.where(length < reference.EPS, 1, length)
+        factor = 1 / torch.where(length < EPS, 1, length)
     if OPERATIONS[name].name == "sphere_vectors":
         factor = factor * (1 + given[1][part].double().norm(dim=-1))
     if name in ("scaled", "residual"):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...kernels.pair_mining import reference
+from ...kernels.pair_mining.similarities import similarities
 from ...pairs.pairs import unit_rows
 
 _EPS = 1e-12
@@ -34,7 +34,7 @@ class BaseDistance(torch.nn.Module):
         )
         if space.sign == 1:
             return x @ ref.T
-        return -reference.similarities(x, ref, space.similarity)
+        return -similarities(x, ref, space.similarity)
 
 
 class DotProductSimilarity(BaseDistance):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ..._ops import Gradient, Operation
-from . import reference
 from .problem import (
     SKIP_ROWS,
     ClassBackwardCall,
@@ -19,6 +18,7 @@ from .problem import (
     gradients,
     results,
 )
+from .rows import rows_of_classes, sparse_rows
 
 
 def skip_plan(
@@ -112,8 +112,8 @@ def _backward(
     dx, dweight, dclass_scale, dbias = BACKWARD(prepared_call._replace(needs=wanted), backend)
     classes = call.problem.classes
     if wanted.need_weight and classes is not None:
-        rows = reference.rows_of_classes(classes, call.options.sub_centers)
-        dweight = reference.sparse_rows(dweight, rows, call.problem.weight.shape)
+        rows = rows_of_classes(classes, call.options.sub_centers)
+        dweight = sparse_rows(dweight, rows, call.problem.weight.shape)
     dscale = scale_gradient(prepared_call.incoming, result) if "scale" in needs else None
     return {"x": dx, "weight": dweight, "scale": dscale, "class_scale": dclass_scale, "bias": dbias}
 

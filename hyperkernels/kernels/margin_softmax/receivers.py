@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .reference import rows_of_classes
+from .rows import rows_of_classes
 
 _ATTRIBUTE = "_gradient_receiver"
 

@@ -3,7 +3,8 @@
 import torch
 
 from ..._dtypes import accumulate_dtype, widest_dtype
-from ..sphere.reference import EPS, direction
+from ..sphere.problem import EPS
+from ..sphere.reference import direction
 from .problem import AdamWRowsCall, PointGradients, RowGradient, SgdRowsCall, SphereAdamCall, SphereSgdCall
 
 Rows = torch.Tensor | None

@@ -62,6 +62,13 @@ class Transform(NamedTuple):
     p0: float = 0.0
     p1: float = 0.0
 
+    def power(self, u: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """What the log-sum-exp of a row is taken of: u [N, M], scale [N]."""
+        if self.name == "linear":
+            return scale[:, None] * u
+        v = scale.sign()[:, None] * u
+        return scale.abs()[:, None] * (v + self.p0).clamp_min(0).detach() * (v + self.p1)
+
 
 class Tile(NamedTuple):
     """Rows and columns whose similarities are computed at a time."""
@@ -285,6 +292,10 @@ def row_statistics(x: torch.Tensor, n: Any, moments: bool, extremes: bool, trans
         d_scale=numbers(x, n if power else 0),
         d_offset=numbers(x, n if offset else 0),
     )
+
+
+def nothing_asked(u: torch.Tensor) -> PairRowStatistics:
+    return row_statistics(u, 0, moments=False, extremes=False, transform="none")
 
 
 def statistics_results(call: PairStatisticsCall) -> PairStatisticsResult:

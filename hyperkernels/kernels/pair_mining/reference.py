@@ -6,20 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ..._dtypes import accumulate_dtype, widest_dtype
-from .problem import PairProblem, PairRowStatistics, Transform
-
-
-def similarities(x: torch.Tensor, ref: torch.Tensor, similarity: str) -> torch.Tensor:
-    """[N, M] in the accumulator's dtype; the gradient of a distance of zero is zero."""
-    x, ref = (v.to(accumulate_dtype(v.dtype)) for v in (x, ref))
-    dot = x @ ref.T
-    if similarity == "dot":
-        return dot
-    squared = (x.square().sum(1)[:, None] + ref.square().sum(1) - 2 * dot).clamp_min(0)
-    if similarity == "squared_euclidean":
-        return -squared
-    apart = squared != 0
-    return -torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
+from .philox import philox
+from .problem import PairProblem, PairRowStatistics, Transform, nothing_asked
+from .similarities import similarities
 
 
 def listed_similarities(
@@ -74,39 +63,34 @@ def statistics(
     transform: Transform,
 ) -> PairRowStatistics:
     u, keep = of_problem(problem)
-    empty, no_index = u.new_empty(0), problem.x.new_empty(0, dtype=torch.int64)
     count = keep.sum(1)
-    total = squares = low = high = value = d_scale = d_offset = empty
-    argmin = argmax = no_index
+    found = {"count": count}
     if moments:
         kept = torch.where(keep, u, 0)
-        total, squares = kept.sum(1), kept.square().sum(1)
+        found |= {"sum": kept.sum(1), "sum_squares": kept.square().sum(1)}
     if extremes:
-        low, argmin = _extreme(u.detach(), keep, count, largest=False)
-        high, argmax = _extreme(u.detach(), keep, count, largest=True)
+        found["min"], found["argmin"] = _extreme(u.detach(), keep, count, largest=False)
+        found["max"], found["argmax"] = _extreme(u.detach(), keep, count, largest=True)
     if transform.name == "softplus":
         assert scale is not None
         z = scale[:, None] * u + (0 if offset is None else offset[:, None])
-        value = torch.where(keep, F.softplus(torch.where(keep, z, 0), threshold=60), 0).sum(1)
         sigma = torch.where(keep, torch.sigmoid(z), 0).detach()
-        d_offset, d_scale = sigma.sum(1), torch.where(keep, sigma * u, 0).sum(1).detach()
+        found |= {
+            "lse": torch.where(keep, F.softplus(torch.where(keep, z, 0), threshold=60), 0).sum(1),
+            "d_scale": torch.where(keep, sigma * u, 0).sum(1).detach(),
+            "d_offset": sigma.sum(1),
+        }
     elif transform.name != "none":
         assert scale is not None
-        power = _power(u, scale, transform)
-        value = _logsumexp(power, keep)
-        share = torch.where(keep, torch.exp(torch.where(keep, power - torch.where(count > 0, value, 0)[:, None], 0)), 0)
+        power = transform.power(u, scale)
+        lse = _logsumexp(power, keep)
+        share = torch.where(keep, torch.exp(torch.where(keep, power - torch.where(count > 0, lse, 0)[:, None], 0)), 0)
         if transform.name == "linear":
             d_scale = torch.where(keep, share * u, 0).sum(1)
         else:
             d_scale = torch.where(keep, share * power / scale[:, None], 0).sum(1).detach()
-    return PairRowStatistics(count, total, squares, low, argmin, high, argmax, value, d_scale, d_offset)
-
-
-def _power(u: torch.Tensor, scale: torch.Tensor, transform: Transform) -> torch.Tensor:
-    if transform.name == "linear":
-        return scale[:, None] * u
-    v = scale.sign()[:, None] * u
-    return scale.abs()[:, None] * (v + transform.p0).clamp_min(0).detach() * (v + transform.p1)
+        found |= {"lse": lse, "d_scale": d_scale}
+    return nothing_asked(u)._replace(**found)
 
 
 def _extreme(
@@ -186,23 +170,6 @@ def binned(
         none = edges.new_empty(0)
         return offsets.new_empty(0), none + 0 * u.sum(), none, offsets.new_empty(0)
     return torch.stack(counts), torch.stack(sums), torch.stack(highs), torch.stack(indices)
-
-
-def philox(counter: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
-    """Philox 4x32 with ten rounds: four int64 tensors of 32-bit numbers from four counters and a 64-bit key."""
-    low = 0xFFFFFFFF
-    key0, key1 = seed & low, seed >> 32 & low
-    c0, c1, c2, c3 = counter
-    for _ in range(10):
-        product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = (
-            (product1 >> 32 & low) ^ c1 ^ key0,
-            product1 & low,
-            (product0 >> 32 & low) ^ c3 ^ key1,
-            product0 & low,
-        )
-        key0, key1 = key0 + 0x9E3779B9 & low, key1 + 0xBB67AE85 & low
-    return [c0, c1, c2, c3]
 
 
 def _log_exponential(bits: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,11 @@ from typing import NamedTuple
 
 from ..._schema import Tensor
 
+EPS = 1e-12  # a shorter row has no direction
+# |y^ + x^| in units of the dtype's epsilon, below which two points count as opposite: every great circle through x^ is
+# then a shortest way, and the one through its smallest coordinate's axis is taken, with no gradient to the points.
+OPPOSITE = 16.0
+
 
 class PointsCall(NamedTuple):
     x: Tensor

@@ -11,11 +11,7 @@ import torch
 
 from ..._dtypes import accumulate_dtype
 from ..unit_norm.reference import yardstick
-
-EPS = 1e-12
-# |y^ + x^| in units of the dtype's epsilon, below which two points count as opposite: every great circle through x^ is
-# then a shortest way, and the one through its smallest coordinate's axis is taken, with no gradient to the points.
-OPPOSITE = 16.0
+from .problem import EPS, OPPOSITE
 
 
 def _length(v: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,9 @@ def table(major: int) -> str:
 
 
 def architecture(device: torch.device) -> str:
-    """ "sm_80", "sm_90", "sm_100" or "gfx": the row of the families' tables. For the CPU, the interpreter's."""
-    if device.type != "cuda":
+    """ "sm_80", "sm_90", "sm_100" or "gfx": the row of the families' tables. "sm_90" for the CPU, which is the
+    interpreter's, and for tensors without numbers where no GPU is in use."""
+    if device.type != "cuda" or not torch.cuda.is_initialized():
         return "sm_90"
     if torch.version.hip is not None:
         return "gfx"

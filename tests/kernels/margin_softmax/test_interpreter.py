@@ -14,6 +14,7 @@ from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.margin_softmax import op, reference
 from hyperkernels.kernels.margin_softmax.negatives import KINDS, SUMS, negatives
 from hyperkernels.kernels.margin_softmax.problem import ClassRowStatistics, Options
+from hyperkernels.kernels.margin_softmax.rows import unit_rows
 from hyperkernels.kernels.margin_softmax.triton import kernels as triton_kernels
 from hyperkernels.kernels.margin_softmax.triton import plans as triton_plans
 from hyperkernels.kernels.margin_softmax.triton import transforms as triton_transforms
@@ -279,8 +280,8 @@ def test_skipped_tiles(n, sub_centers):
     out = out.repeat_interleave(block, 1)[:, :c].repeat_interleave(128, 0)[:n]
     # The reference, with the cosines of those entries held constant.
     leaves = problem.leaves()
-    x_hat, x_norm = reference.unit_rows(torch.where(problem.target[:, None] == IGNORED, 0, problem.x), 1e-12)
-    cos = x_hat @ reference.unit_rows(problem.weight, 1e-12)[0].T
+    x_hat, x_norm = unit_rows(torch.where(problem.target[:, None] == IGNORED, 0, problem.x), 1e-12)
+    cos = x_hat @ unit_rows(problem.weight, 1e-12)[0].T
     cos = cos.view(n, c, sub_centers).amax(2)
     cos = torch.where(out, cos.detach(), cos)
     level = torch.where(out, problem.scale.detach()[:, None], problem.scale[:, None]) * cos

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hyperkernels.kernels.margin_softmax import reference, statistics
 from hyperkernels.kernels.margin_softmax.negatives import SUMS, Negatives
 from hyperkernels.kernels.margin_softmax.problem import ClassRowStatistics
+from hyperkernels.kernels.margin_softmax.rows import unit_rows
 from tests.support import LOWER_CAPABILITIES, assert_passes_at
 from tests.support.accuracy import assert_as_accurate
 from tests.support.margin_softmax_kernel_cases import (
@@ -140,8 +141,8 @@ def skipped_truth(case, skip, block):
     """
     options, classes = case.options, case.weight.shape[0] // case.options.sub_centers
     x, weight = case.x.detach().requires_grad_(), case.weight.detach().requires_grad_()
-    unit, norm = reference.unit_rows(torch.where((case.target != -100)[:, None], x, 0), options.eps)
-    w_hat = reference.unit_rows(weight, options.eps)[0] if options.normalize_weight else weight
+    unit, norm = unit_rows(torch.where((case.target != -100)[:, None], x, 0), options.eps)
+    w_hat = unit_rows(weight, options.eps)[0] if options.normalize_weight else weight
     cos = (unit if options.normalize_x else x) @ w_hat.T
     slope = torch.zeros_like(cos)
     per_class = [torch.zeros(classes, dtype=torch.float64) for _ in range(2)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hyperkernels as hk
-from hyperkernels.kernels.margin_softmax import reference
+from hyperkernels.kernels.margin_softmax.rows import rows_of_classes
 
 from .test_gpu import DTYPES, problem, step
 
@@ -24,7 +24,7 @@ def sampled(n, c, d, r, dtype, sub_centers=1):
     x, few, place = problem(n, r * sub_centers, d, dtype)
     place %= r
     classes = torch.randperm(c, device="cuda")[:r].sort().values
-    rows = reference.rows_of_classes(classes, sub_centers)
+    rows = rows_of_classes(classes, sub_centers)
     weight = torch.full((c * sub_centers, d), torch.nan, dtype=dtype, device="cuda")
     weight[rows] = few.detach()
     return (x, weight.requires_grad_(), classes[place]), (x, few, place), classes
@@ -40,7 +40,7 @@ def test_sampled_classes_equal_the_gathered_rows(n, c, d, r, sub_centers, dtype,
         loss, dx, dweight = step(*whole, classes=classes, **heads[0])
         right, dx_right, dfew = step(*gathered, **heads[1])
         assert dweight.is_sparse and dweight.is_coalesced() and dweight.shape == whole[1].shape
-        assert torch.equal(dweight.indices()[0], reference.rows_of_classes(classes, sub_centers))
+        assert torch.equal(dweight.indices()[0], rows_of_classes(classes, sub_centers))
         close = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
         for mine, other in ((loss, right), (dx, dx_right), (dweight.values(), dfew)):
             assert (mine.double() - other.double()).norm() <= close * other.double().norm()

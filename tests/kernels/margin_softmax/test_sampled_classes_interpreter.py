@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import hyperkernels as hk
-from hyperkernels.kernels.margin_softmax import reference
 from hyperkernels.kernels.margin_softmax.problem import plan_triton
+from hyperkernels.kernels.margin_softmax.rows import rows_of_classes
 from hyperkernels.kernels.margin_softmax.triton import kernels as triton_kernels
 from hyperkernels.kernels.margin_softmax.triton import plans as triton_plans
 from tests.support import combinations
@@ -22,7 +22,7 @@ def sample(problem, more=37):
     """The problem with the rows of its weight spread over a larger one, and those rows."""
     count = len(problem.weight) // problem.options.sub_centers
     problem.classes = torch.randperm(count + more)[:count].sort().values
-    rows = reference.rows_of_classes(problem.classes, problem.options.sub_centers)
+    rows = rows_of_classes(problem.classes, problem.options.sub_centers)
     weight = torch.full((len(rows) + more * problem.options.sub_centers, problem.weight.shape[1]), torch.nan)
     weight = weight.to(problem.weight.dtype)
     weight[rows] = problem.weight.detach()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperkernels.kernels.margin_softmax import reference
+from hyperkernels.kernels.margin_softmax.rows import rows_of_classes
 from tests.support.margin_softmax_cases import backward_arguments, op_arguments
 from tests.support.margin_softmax_kernel_cases import PARAMETERS, by_kernel, by_reference, kernel_backward, make
 from tests.support.sampled_classes_cases import FLOAT64, C, R, sample, sampled_problem, spread
@@ -55,7 +55,7 @@ def test_the_kernels_equal_those_on_the_gathered_rows(options, more, seed, block
     case = make(**options)
     larger, classes = in_larger_weight(case, options["c"] + more)
     (values, grads), (right, right_grads) = by_kernel(larger, block, kept), by_kernel(case, block, kept)
-    rows = reference.rows_of_classes(classes, options["sub_centers"])
+    rows = rows_of_classes(classes, options["sub_centers"])
     grads[1] = grads[1].to_dense()[rows]
     assert_equal_to_rounding(values + grads, right + right_grads, options["dtype"])
     if options["dtype"] == FLOAT64:

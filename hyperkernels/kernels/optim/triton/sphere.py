@@ -14,9 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ...sphere.problem import EPS as _EPS
 from ...triton.math import exponent_of, grow, load, power_of_two, quotient, root
 from ...triton.rows import program_rows, row_blocks, row_tile
-from .. import reference
 from ..problem import PointGradients, SphereAdamCall, SphereSgdCall
 from .kernels import (
     _correction,
@@ -30,8 +30,8 @@ from .kernels import (
     launch_update,
 )
 
-EPS = tl.constexpr(reference.EPS)
-SHORT = tl.constexpr(reference.EPS**2)  # the squared length below which a vector has no direction
+EPS = tl.constexpr(_EPS)
+SHORT = tl.constexpr(_EPS**2)  # the squared length below which a vector has no direction
 LONG = tl.constexpr(1e15)  # squares of larger numbers are taken in another unit
 
 

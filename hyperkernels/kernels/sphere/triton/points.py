@@ -14,11 +14,11 @@ import triton.language as tl
 
 from ...triton.math import load, no_sums, quotient, root
 from ...triton.rows import at, columns, program_rows, whole_rows
-from .. import reference
+from .. import problem
 from .rows import PI, directions, reciprocal, sine_and_cosine, twice_arc_tangent, unit_tile, wide_directions
 
-OPPOSITE = tl.constexpr(reference.OPPOSITE * torch.finfo(torch.float32).eps)
-OPPOSITE_64 = tl.constexpr(reference.OPPOSITE * torch.finfo(torch.float64).eps)
+OPPOSITE = tl.constexpr(problem.OPPOSITE * torch.finfo(torch.float32).eps)
+OPPOSITE_64 = tl.constexpr(problem.OPPOSITE * torch.finfo(torch.float64).eps)
 ANGLE, SLERP, LOG = (tl.constexpr(i) for i in range(3))
 KINDS = {"angle": ANGLE.value, "slerp": SLERP.value, "log": LOG.value}
 

@@ -17,9 +17,9 @@ import triton.language as tl
 
 from ...triton.math import exponent_of, grow, load, no_sums, power_of_two, quotient, root
 from ...triton.rows import RowBlocks, at, columns, row_blocks
-from .. import reference
+from .. import problem
 
-EPS = tl.constexpr(reference.EPS)
+EPS = tl.constexpr(problem.EPS)
 PI = tl.constexpr(math.pi)
 EIGHTH = tl.constexpr(math.sqrt(2) - 1)  # tan(pi / 8)
 
