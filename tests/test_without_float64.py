@@ -116,6 +116,16 @@ def test_every_public_function(family, dtype, no_float64):
     assert ran > 4 * left_out
 
 
+def test_a_head_that_reports_moves_there(no_float64):
+    with no_float64():
+        head = hk.nn.MarginSoftmax(7, 40, skip_budget=0.05, scale=8.0)
+        head.to("cpu").half().float()
+        head(torch.randn(5, 7), torch.arange(5)).backward()
+        assert head.dropped_mass.dtype == torch.float32
+        norm = hk.distributed.clip_grad_norm_(head, 0.1)
+    assert norm.isfinite() and torch.linalg.vector_norm(head.weight.grad) <= 0.1 + 1e-6
+
+
 def numbers(out):
     """The floating tensors in a result."""
     found = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.is_floating_point()]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .. import _check
-from .._dtypes import accumulate_dtype
+from .._dtypes import accumulate_dtype, widest_dtype
 from ..optim.clip import gradient_values
 from .sharded import sharded_of
 
@@ -23,7 +23,8 @@ def clip_grad_norm_(module: torch.nn.Module, max_norm: float) -> torch.Tensor:
         max_norm: the largest Euclidean norm of all gradients together, above 0.
 
     Returns:
-        The norm of all gradients together before clipping, a scalar in float64, the same on all ranks.
+        The norm of all gradients together before clipping, a scalar in float64 (float32 where the
+        device has none), the same on all ranks.
     """
     _check.number("max_norm", max_norm, above=0.0)
     heads = sharded_of(module)
@@ -33,11 +34,11 @@ def clip_grad_norm_(module: torch.nn.Module, max_norm: float) -> torch.Tensor:
         if parameter.grad is None and head is None:
             continue
         gradient = None if parameter.grad is None else gradient_values(parameter)
-        square = torch.zeros((), dtype=torch.float64, device=parameter.device)
+        square = torch.zeros((), dtype=widest_dtype(parameter.device), device=parameter.device)
         if gradient is not None:
             dtype = accumulate_dtype(gradient.dtype)
             norm: Any = torch.linalg.vector_norm(gradient, dtype=dtype)
-            square = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).double() ** 2
+            square = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).to(square.dtype) ** 2
         squares.append(square if head is None else head.ranks.all_gather(square[None]).sum())
         if gradient is not None:
             gradients.append(gradient)

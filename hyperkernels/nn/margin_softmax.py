@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from .. import _check
+from .._dtypes import widest_dtype
 from ..heads.functional import LARGEST_SCALE, REDUCTIONS, SMOOTHING, margin_softmax_loss
 from ..margins import ArcFace, Margin
 from ..margins.base import Callback
@@ -51,12 +52,14 @@ class MarginHead(torch.nn.Module):
         self.skip_budget = _check.number("skip_budget", skip_budget, minimum=0.0, maximum=1.0)
         self.workspace = None if workspace is None else _check.integer("workspace", workspace, minimum=0)
         self.eps = _check.number("eps", eps, above=0.0)
-        report = torch.zeros(2, dtype=torch.float64, device=device) if self.skip_budget else None
+        wide = widest_dtype(torch.empty(0, device=device).device)
+        report = torch.zeros(2, dtype=wide, device=device) if self.skip_budget else None
         self.register_buffer("_skip_report", report, persistent=False)
 
     @property
     def dropped_mass(self) -> torch.Tensor:
-        """The share of the gradient that the last backward left out, at most ``skip_budget``: a scalar, float64."""
+        """The share of the gradient that the last backward left out, at most ``skip_budget``: a scalar,
+        float64 (float32 where the device has none)."""
         return self._report()[0]
 
     @property
@@ -68,10 +71,13 @@ class MarginHead(torch.nn.Module):
         return torch.zeros(2, dtype=torch.float64) if self._skip_report is None else self._skip_report
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        super()._apply(fn, recurse)
-        # `.half()` converts every floating buffer; the report stays what the op writes.
+        # On its way the report is in float32, which every device has; `.half()` converts every floating buffer. At the
+        # end it is what the op writes again.
         if self._skip_report is not None:
-            self._skip_report = self._skip_report.double()
+            self._skip_report = self._skip_report.float()
+        super()._apply(fn, recurse)
+        if self._skip_report is not None:
+            self._skip_report = self._skip_report.to(widest_dtype(self._skip_report.device))
         return self
 
     def extra_repr(self) -> str:
