@@ -8,6 +8,12 @@ from typing import Any
 import torch
 
 
+def is_dry() -> bool:
+    """Whether tensors have fixed sizes and no numbers: under FakeTensorMode, but not a compiler's."""
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return mode is not None and mode.shape_env is None
+
+
 def _tensors(arguments: tuple[Any, ...]) -> list[torch.Tensor]:
     flat = (v for a in arguments for v in (a if isinstance(a, (list, tuple)) else (a,)))
     return [v for v in flat if isinstance(v, torch.Tensor)]

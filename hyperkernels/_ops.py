@@ -26,7 +26,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch.autograd import forward_ad
 
-from ._fake import register_fake
+from ._fake import is_dry, register_fake
 from ._schema import Layout
 
 LIBRARY = torch.library.Library("hyperkernels", "FRAGMENT")
@@ -201,12 +201,6 @@ class Operation(Generic[Call, Result]):
         return f"{self.name} has no forward-mode derivative in its kernels; use hyperkernels.backend('reference')"
 
 
-def _is_dry() -> bool:
-    """Whether tensors have fixed sizes and no numbers: under FakeTensorMode, but not a compiler's."""
-    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-    return mode is not None and mode.shape_env is None
-
-
 class _Kernels:
     """One kernel set of an operation: its entry in the dispatcher, and autograd around that."""
 
@@ -222,7 +216,7 @@ class _Kernels:
     def run(self, flat: tuple[Any, ...]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             # The launcher itself allocates what a run would, so that a memory tracker sees the scratch too.
-            if self.backend == "triton" and _is_dry():
+            if self.backend == "triton" and is_dry():
                 return self.operation.launch(*flat)
             return self.overload(*flat)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..._fake import is_dry
+
 
 def table(major: int) -> str:
     """The row of the families' tables for an NVIDIA GPU, by the first number of its compute capability.
@@ -16,8 +18,8 @@ def table(major: int) -> str:
 
 def architecture(device: torch.device) -> str:
     """ "sm_80", "sm_90", "sm_100" or "gfx": the row of the families' tables. "sm_90" for the CPU, which is the
-    interpreter's, and for tensors without numbers where no GPU is in use."""
-    if device.type != "cuda" or not torch.cuda.is_initialized():
+    interpreter's, and for tensors without numbers where there is no GPU."""
+    if device.type != "cuda" or (is_dry() and not torch.cuda.is_available()):
         return "sm_90"
     if torch.version.hip is not None:
         return "gfx"

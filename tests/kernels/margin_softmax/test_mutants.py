@@ -55,11 +55,12 @@ MUTANTS = [
 CHOSEN = ["--maxfail=3", "-k", TESTS, *FILES]
 
 
-@pytest.mark.parametrize("mutant", parameters(MUTANTS, "second chunk of rows overwrites the first"))
+@pytest.mark.parametrize("mutant", parameters(MUTANTS))
 def test_a_mutant_is_caught(mutant, tmp_path):
     check("margin_softmax", mutant, CHOSEN, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "caught"), [("AssertionError", True), ("TypeError", False)])
 def test_a_mutant_that_cannot_run_is_not_caught(error, caught, tmp_path):
     """Only an assertion counts."""

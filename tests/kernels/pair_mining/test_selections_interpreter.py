@@ -121,7 +121,7 @@ def test_every_k(k, splits, dtype, split, monkeypatch):
     cases.check_top_k(cases.make(17, 80, 3, DTYPES[dtype], "negative", labels="sorted", exact=True), k, True)
 
 
-@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("splits", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_nan_and_infinity(splits, split):
     """NaN is larger than all and counts; it fills lists from the lowest column on."""
     split(splits)
@@ -141,7 +141,7 @@ def test_nan_and_infinity(splits, split):
             torch.testing.assert_close(mine, right, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("most", "splits"), [(0, 1), (5, 100), (20, 2)])
+@pytest.mark.parametrize(("most", "splits"), [(0, 1), (5, 100), pytest.param(20, 2, marks=pytest.mark.slow)])
 def test_ragged_bins(most, splits, split):
     """More bins than one group holds, rows without an edge, edges that are equal."""
     split(splits)

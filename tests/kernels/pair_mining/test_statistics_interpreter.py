@@ -241,7 +241,7 @@ def test_nan_that_does_not_count_is_left_out():
     assert not rows.lse.isnan().any()
 
 
-POISONED = combinations(range(4), everyday=lambda turn: turn in (1, 2))
+POISONED = combinations(range(4), everyday=lambda turn: turn == 2)
 
 
 @pytest.mark.parametrize("turn", POISONED, ids=lambda turn: TRANSFORMS[turn].name)
