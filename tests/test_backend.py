@@ -221,7 +221,9 @@ def test_the_report_names_every_family_and_device():
         assert line in said
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize(
+    "capability", ["baseline", *(pytest.param(c, marks=pytest.mark.slow) for c in ("avx2", "avx512"))]
+)
 def test_every_instruction_set_is_right(capability):
     """The kernels of each set that this processor has, against the reference in float64."""
     code = """

@@ -232,7 +232,9 @@ def in_float64():
 
 
 @needs_extension
-@pytest.mark.parametrize("margin", ["arcface", "cosface", "normface"])
+@pytest.mark.parametrize(
+    "margin", ["arcface", *(pytest.param(m, marks=pytest.mark.slow) for m in ("cosface", "normface"))]
+)
 def test_fused_and_reference_heads_learn_alike(margin, monkeypatch, in_float64):
     used = []
     select = _backend.select

@@ -135,6 +135,7 @@ def test_two_ranks_learn_as_one_process(straight, stopped):
     assert history.images == [straight.steps_per_epoch * BATCH] * stopped[1].epoch
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(people, straight, stopped):
     out, trainer = stopped
     text = finish(torchrun(*arguments(people, out, "--resume"), logs=out / "second"), out / "second")

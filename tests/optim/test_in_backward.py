@@ -320,6 +320,7 @@ def test_twice_and_float16_are_refused():
         hk.optim.update_in_backward(weight, optimizer)
 
 
+@pytest.mark.slow
 def test_memory_holds_no_gradient_of_the_weight():
     """A chunk and the rows' own buffers, where the ordinary way makes the whole."""
     from bench.memory import peak_bytes

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import reference, selections
 from hyperkernels.kernels.pair_mining.op import Tile
-from tests.support import LOWER_CAPABILITIES, assert_passes_at
+from tests.support import assert_passes_at
 from tests.support.accuracy import assert_as_accurate
 from tests.support.pair_selection_kernel_cases import (
     CASES,
@@ -144,7 +144,8 @@ def test_distances_of_nan():
     assert selections.values(*problem[:2], rows, rows, "euclidean").isnan().nonzero().flatten().tolist() == [3, 5]
 
 
-@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_lower_instruction_sets(capability):
     assert_passes_at(capability, __file__, "accuracy or equal_bits or nan")
 

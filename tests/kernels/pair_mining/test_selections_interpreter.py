@@ -247,6 +247,7 @@ def test_draws_do_not_depend_on_the_tiles(monkeypatch):
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
 
 
+@pytest.mark.slow
 def test_draws_follow_the_weights():
     """A chi-square test with seven degrees of freedom: beyond 29.9 lies one in ten thousand."""
     x = torch.ones(64, 1)

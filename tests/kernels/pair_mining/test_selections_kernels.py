@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import reference, selections
 from hyperkernels.kernels.pair_mining.op import Tile
-from tests.support import LOWER_CAPABILITIES, assert_passes_at
+from tests.support import assert_passes_at
 from tests.support.pair_selection_kernel_cases import (
     CASES,
     SEEDS,
@@ -195,7 +195,8 @@ def test_every_element_is_written(dtype):
                 assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_lower_instruction_sets(capability):
     assert_passes_at(capability, __file__, "any_tile or lower_precision or nan or ties")
 

@@ -68,7 +68,10 @@ def test_rows_wider_than_a_block(name):
 
 
 # The wide kernels take the same scalar functions as the narrow ones, and the interpreter's time by the row.
-NARROW_AND_WIDE = [*(("narrow", dtype) for dtype in DTYPES), ("wide", torch.float32)]
+NARROW_AND_WIDE = [
+    *(pytest.param("narrow", d, marks=() if d == torch.float32 else pytest.mark.slow) for d in DTYPES),
+    ("wide", torch.float32),
+]
 
 
 @pytest.mark.parametrize(("loop", "dtype"), NARROW_AND_WIDE, indirect=["loop"])
