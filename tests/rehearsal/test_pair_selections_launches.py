@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hyperkernels._dtypes import accumulate_dtype
+from hyperkernels.kernels.pair_mining.problem import PairProblem
 from tests.support import pair_selection_cases as cases
 from tests.support.launchers import launchers
 
@@ -65,7 +66,7 @@ def test_more_than_2_to_the_31_pairs():
         torch.zeros(len(x), dtype=torch.int32, device="meta"),
         torch.zeros(0, dtype=torch.int32, device="meta"),
     )
-    problem = cases.Problem(x, None, label, label, none, none, None, None, "negative", "dot")
+    problem = PairProblem(x, None, label, label, none, none, None, None, "negative", "dot")
     before = pretend_driver.stub.stub_launches()
     launchers.pair_top_k(*problem, 1, *cases.TILE)
     launchers.pair_count(*problem, *cases.TILE)
