@@ -9,7 +9,7 @@ import torch
 
 
 def is_dry() -> bool:
-    """Whether tensors have fixed sizes and no numbers: under FakeTensorMode, but not a compiler's."""
+    """Whether FakeTensorMode is on with known sizes; a compiler's has symbols for them."""
     mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     return mode is not None and mode.shape_env is None
 

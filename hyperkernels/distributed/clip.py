@@ -23,8 +23,8 @@ def clip_grad_norm_(module: torch.nn.Module, max_norm: float) -> torch.Tensor:
         max_norm: the largest Euclidean norm of all gradients together, above 0.
 
     Returns:
-        The norm of all gradients together before clipping, a scalar in float64 (float32 where the
-        device has none), the same on all ranks.
+        The norm of all gradients together before clipping, a scalar in float64, or
+        in float32 on a device without float64, the same on all ranks.
     """
     _check.number("max_norm", max_norm, above=0.0)
     heads = sharded_of(module)

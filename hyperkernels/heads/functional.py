@@ -301,8 +301,8 @@ def margin_softmax_loss(
         skip_budget: in [0, 1]; 0 is exact. Otherwise the backward leaves out tiles of classes whose gradient cannot
             matter: the L1 norm of what is dropped from the gradient of the negatives' logits is at most this share of
             the whole, which the forward knows beforehand. Not together with label_smoothing, which reaches every class.
-        skip_report: a float64 tensor [2] that the backward fills with (the share of the gradient dropped, the share of
-            tiles skipped), or None.
+        skip_report: None, or a tensor [2] that the backward fills with the share of the gradient dropped and the share
+            of tiles skipped; float64, or float32 on a device without float64.
         workspace: bytes the forward may keep for the backward (see ``class_statistics``).
         eps: floor of the norms that divide. A row of x or weight shorter than eps gets a zero gradient.
         return_statistics: return ``(loss, ClassStatistics)``: hardest class, norms, whether each row is classified

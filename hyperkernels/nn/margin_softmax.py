@@ -52,27 +52,27 @@ class MarginHead(torch.nn.Module):
         self.skip_budget = _check.number("skip_budget", skip_budget, minimum=0.0, maximum=1.0)
         self.workspace = None if workspace is None else _check.integer("workspace", workspace, minimum=0)
         self.eps = _check.number("eps", eps, above=0.0)
-        wide = widest_dtype(torch.empty(0, device=device).device)
-        report = torch.zeros(2, dtype=wide, device=device) if self.skip_budget else None
+        report = torch.zeros(2, device=device) if self.skip_budget else None
+        report = None if report is None else report.to(widest_dtype(report.device))
         self.register_buffer("_skip_report", report, persistent=False)
 
     @property
     def dropped_mass(self) -> torch.Tensor:
-        """The share of the gradient that the last backward left out, at most ``skip_budget``: a scalar,
-        float64 (float32 where the device has none)."""
+        """The share of the gradient that the last backward left out, at most ``skip_budget``: a scalar in float64,
+        or in float32 on a device without float64."""
         return self._report()[0]
 
     @property
     def skipped_tiles(self) -> torch.Tensor:
-        """The share of tiles of classes that the last backward left out: a scalar, float64."""
+        """The share of tiles of classes that the last backward left out: a scalar of the same dtype."""
         return self._report()[1]
 
     def _report(self) -> torch.Tensor:
         return torch.zeros(2, dtype=torch.float64) if self._skip_report is None else self._skip_report
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        # On its way the report is in float32, which every device has; `.half()` converts every floating buffer. At the
-        # end it is what the op writes again.
+        # The report is moved in float32, which every device has. The op writes the widest dtype of the device, so it
+        # is converted to that afterwards, also where `.half()` has converted all floating buffers.
         if self._skip_report is not None:
             self._skip_report = self._skip_report.float()
         super()._apply(fn, recurse)

@@ -18,7 +18,7 @@ def table(major: int) -> str:
 
 def architecture(device: torch.device) -> str:
     """ "sm_80", "sm_90", "sm_100" or "gfx": the row of the families' tables. "sm_90" for the CPU, which is the
-    interpreter's, and for tensors without numbers where there is no GPU."""
+    interpreter's, and for FakeTensorMode where there is no GPU."""
     if device.type != "cuda" or (is_dry() and not torch.cuda.is_available()):
         return "sm_90"
     if torch.version.hip is not None:

@@ -15,7 +15,7 @@ FP_FUSION = True
 def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     """Run a kernel on the device of its first argument, which is a tensor or a tuple that begins with one.
 
-    Tensors without numbers have none to compute, and there nothing runs.
+    Nothing is launched for the tensors of FakeTensorMode, which have no data.
     The grid has one dimension: the second and third end at 65,535 programs.
     """
     first = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]
