@@ -1,8 +1,9 @@
-"""Builds `hyperkernels._C` where a C++ compiler is found, with its CUDA kernels where nvcc and a CUDA torch are.
+"""Builds `hyperkernels/libhyperkernels.so`: the C++ kernels, and the CUDA ones where nvcc and a CUDA torch are.
 
-HYPERKERNELS_BUILD=0 leaves the extension out; =1 makes a missing compiler an error. HYPERKERNELS_NATIVE=1 adds
--march=native. HYPERKERNELS_CXXFLAGS is given to compiler and linker after all other flags, so that it wins.
-TORCH_CUDA_ARCH_LIST chooses the CUDA targets as usual.
+The library uses libtorch's stable ABI and nothing of Python: what is built once serves every Python and every torch
+from 2.10 on. HYPERKERNELS_BUILD=0 leaves it out; otherwise the build stops where a compiler or torch is missing.
+HYPERKERNELS_NATIVE=1 adds -march=native. HYPERKERNELS_CXXFLAGS is given to compiler and linker after all other flags,
+so that it wins. TORCH_CUDA_ARCH_LIST chooses the CUDA targets as usual.
 """
 
 import os
@@ -13,33 +14,36 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
-SOURCES = [
-    "csrc/bindings.cpp",
-    "csrc/interrupt.cpp",
-    "csrc/simd.cpp",
-    "csrc/unit_norm/cpu.cpp",
-    "csrc/optim/cpu.cpp",
-    *(f"csrc/sphere/{part}.cpp" for part in ("points", "vectors", "residual", "scaled_unit_norm", "segments")),
-    "csrc/optim/sphere.cpp",
-    *(f"csrc/margin_softmax/{part}.cpp" for part in ("problem", "gemm_bf16", "products", "forward", "backward")),
-    *(f"csrc/pair_mining/{part}.cpp" for part in ("problem", "schedule", "statistics", "statistics_backward")),
-    *(f"csrc/pair_mining/{part}.cpp" for part in ("top_k", "lists", "sample", "bins", "bins_backward", "values")),
-]
-CUDA_SOURCES = ["csrc/bindings_cuda.cpp", "csrc/unit_norm/cuda.cu"]
+ROOT = Path(__file__).parent
+TORCH_TARGET = "0x020a000000000000"  # the oldest torch that the library runs beside: 2.10
+
+
+def sources(cuda: bool) -> list[str]:
+    """Every file of csrc; those of CUDA are called cuda*."""
+    kinds = ("*.cpp", "*.cu") if cuda else ("*.cpp",)
+    found = sorted(path for kind in kinds for path in (ROOT / "csrc").rglob(kind))
+    return [path.relative_to(ROOT).as_posix() for path in found if cuda or not path.name.startswith("cuda")]
 
 
 def say(text: str) -> None:
     print(f"hyperkernels: {text}", file=sys.stderr)
 
 
-def leave_out(reason: str) -> dict:
-    if os.environ.get("HYPERKERNELS_BUILD") == "1":
-        raise SystemExit(f"hyperkernels: cannot build the extension: {reason}")
-    say(f"the C++ and CUDA kernels are LEFT OUT of this install: {reason}.")
-    say("the reference and Triton backends work without them.")
-    return {}
+def refused(reason: str) -> dict:
+    """Arguments of setup() with which the metadata can be had, and no build."""
+
+    class Refuses(build_ext):
+        def run(self) -> None:
+            raise SystemExit(
+                f"hyperkernels: the kernels cannot be built: {reason}.\n"
+                "To install the package without them (plain PyTorch, and Triton where it is) set HYPERKERNELS_BUILD=0."
+            )
+
+    return {"ext_modules": [Extension("hyperkernels.libhyperkernels", [])], "cmdclass": {"build_ext": Refuses}}
 
 
 def compiler() -> str | None:
@@ -74,44 +78,58 @@ def architectures(flags: list[str]) -> str:
     return ",".join(f"{v[0]}.{v[1]}{'+PTX' if v in portable else ''}" for v in every)
 
 
-def extension() -> dict:
-    """Arguments of setup() that build the extension, or none with the reason on stderr."""
+class Wheel(bdist_wheel):
+    """Of any Python 3; of this platform where it carries the library."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2] if self.distribution.has_ext_modules() else "any"
+
+
+def library() -> dict:
+    """Arguments of setup() that build the library; none where it is left out."""
     if os.environ.get("HYPERKERNELS_BUILD") == "0":
-        return leave_out("HYPERKERNELS_BUILD=0")
+        say("the C++ and CUDA kernels are left out (HYPERKERNELS_BUILD=0): plain PyTorch and Triton do their work.")
+        return {}
     try:
         import torch
         from torch.utils import cpp_extension
     except ImportError:
-        return leave_out("torch is not importable by the build; install it first and pass --no-build-isolation")
+        return refused(
+            "torch is not installed where the build runs (pip install --no-build-isolation takes the one that you have)"
+        )
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 10):
+        return refused(f"torch {torch.__version__} is older than 2.10")
     if compiler() is None:
-        return leave_out("no C++ compiler was found (g++ or clang++)")
+        return refused("no C++ compiler was found (g++ or clang++)")
 
     # Python's own flags may ask for debug information, which doubles the time of the build.
-    flags = ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas"]
+    flags = ["-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas"]
+    flags += ["-std=c++20", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     if os.environ.get("HYPERKERNELS_NATIVE") == "1":
         flags.append("-march=native")
     last = shlex.split(os.environ.get("HYPERKERNELS_CXXFLAGS", ""))
     flags += last
-    arguments = {"sources": SOURCES, "extra_compile_args": {"cxx": flags}, "extra_link_args": ["-fopenmp", *last]}
-    make = cpp_extension.CppExtension
     obstacle, targets = cuda_support(torch.version.cuda, cpp_extension.CUDA_HOME)
+    make, compile_args = cpp_extension.CppExtension, {"cxx": flags}
     if obstacle is not None:
         say(f"the CUDA kernels are left out: {obstacle}")
     else:
         os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or targets
         compiled = architectures(cpp_extension._get_cuda_arch_flags())
-        arguments["sources"] = SOURCES + CUDA_SOURCES
-        arguments["extra_compile_args"] = {
-            "cxx": [*flags, f"-DHK_CUDA_ARCHITECTURES={compiled}"],
-            "nvcc": ["-O3", "--threads=4"],
-        }
-        make = cpp_extension.CUDAExtension
-    return {
-        "ext_modules": [make("hyperkernels._C", **arguments)],
-        "cmdclass": {
-            "build_ext": cpp_extension.BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)
-        },
-    }
+        flags.append(f"-DHK_CUDA_ARCHITECTURES={compiled}")
+        make, compile_args = cpp_extension.CUDAExtension, {"cxx": flags, "nvcc": ["-O3", "--threads=4"]}
+    extension = make(
+        "hyperkernels.libhyperkernels",
+        sources(cuda=obstacle is None),
+        extra_compile_args=compile_args,
+        extra_link_args=["-Wl,--as-needed", *last],
+        py_limited_api=True,  # nothing of libtorch_python
+    )
+    build = cpp_extension.BuildExtension.with_options(
+        use_ninja=shutil.which("ninja") is not None, no_python_abi_suffix=True
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": build}}
 
 
-setup(**extension())
+arguments = library()
+setup(**arguments | {"cmdclass": {"bdist_wheel": Wheel, **arguments.get("cmdclass", {})}})

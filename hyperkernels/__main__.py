@@ -7,26 +7,25 @@ import platform
 
 import torch
 
-from . import __version__, _backend
+from . import __version__, _backend, _native
 
 
 def _build() -> list[tuple[str, str]]:
-    if _backend.EXTENSION is None:
-        return [("extension", f"none: {_backend.EXTENSION_OBSTACLE}")]
-    facts = _backend.EXTENSION.build_info()
+    if _native.OBSTACLE is not None:
+        return [("extension", f"none: {_native.OBSTACLE}")]
+    facts = _native.build_info()
     return [
-        ("extension", str(_backend.EXTENSION.__file__)),
+        ("extension", str(_native.PATH)),
         ("compiler", facts["compiler"]),
         ("instruction sets", facts["instruction_sets"]),
         ("CUDA architectures", facts["cuda_architectures"] or "none: built without CUDA"),
-        ("torch", facts["torch"]),
     ]
 
 
 def _found() -> list[tuple[str, str]]:
     cpu = f"{torch.get_num_threads()} threads"
-    if _backend.EXTENSION is not None:
-        cpu += f", {_backend.EXTENSION.cpu_capability()} kernels in use"
+    if _native.OBSTACLE is None:
+        cpu += f", {_native.cpu_capability()} kernels in use"
     rows = [("python", platform.python_version()), ("torch", torch.__version__), ("cpu", cpu)]
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()

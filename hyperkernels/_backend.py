@@ -11,15 +11,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from . import _native
+
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 ENV_VARIABLE = "HYPERKERNELS_BACKEND"
 OLDEST_TRITON = (3, 5)
-BUILD_COMMAND = "pip install --no-build-isolation -e ."
 
 # What each family has hand-written kernels for. `python -m hyperkernels` and `select` both read it.
 KERNELS = {
@@ -66,19 +67,6 @@ def backend(name: str) -> Iterator[None]:
         del _forced[len(_forced) - 1 - _forced[::-1].index(name)]
 
 
-def _load_extension() -> tuple[ModuleType | None, str | None]:
-    """The compiled module ``hyperkernels._C``, or None and why. Loading it registers its ops with torch."""
-    if importlib.util.find_spec("hyperkernels._C") is None:
-        return None, f"the extension is not built ({BUILD_COMMAND})"
-    try:
-        return importlib.import_module("hyperkernels._C"), None
-    except ImportError as error:
-        return None, f"the extension does not load, rebuild it beside this torch with {BUILD_COMMAND!r} ({error})"
-
-
-EXTENSION, EXTENSION_OBSTACLE = _load_extension()
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -107,7 +95,7 @@ def has_triton() -> bool:
 
 @cache
 def has_cuda_kernels() -> bool:
-    return EXTENSION is not None and bool(EXTENSION.build_info()["cuda_architectures"])
+    return _native.OBSTACLE is None and bool(_native.build_info()["cuda_architectures"])
 
 
 def _runs_on(device: tuple[int, int], architectures: str) -> bool:
@@ -125,9 +113,9 @@ def _runs_on(device: tuple[int, int], architectures: str) -> bool:
 def _built_for_these_gpus() -> bool:
     """Whether every visible GPU, of which tensors may be on any, can run the machine code or the PTX of the build; True
     where there is no GPU to ask."""
-    if EXTENSION is None or not torch.cuda.is_available():
+    if _native.OBSTACLE is not None or not torch.cuda.is_available():
         return True
-    architectures = EXTENSION.build_info()["cuda_architectures"]
+    architectures = _native.build_info()["cuda_architectures"]
     devices = range(torch.cuda.device_count())
     return all(_runs_on(torch.cuda.get_device_capability(device), architectures) for device in devices)
 
@@ -144,16 +132,16 @@ def _unavailable(family: str, name: str, device_type: str) -> str | None:
     if name not in KERNELS[family]:
         return f"{family} has no {name} kernels"
     if name == "cpp":
-        if EXTENSION is None:
-            return EXTENSION_OBSTACLE
+        if _native.OBSTACLE is not None:
+            return _native.OBSTACLE
         return None if device_type == "cpu" else f"cpp kernels run on cpu, not on {device_type}"
     if name == "cuda":
-        if EXTENSION is None:
-            return EXTENSION_OBSTACLE
+        if _native.OBSTACLE is not None:
+            return _native.OBSTACLE
         if not has_cuda_kernels():
             return "the extension was built without CUDA sources"
         if not _built_for_these_gpus():
-            return f"the extension was not built for every visible GPU ({EXTENSION.build_info()['cuda_architectures']})"
+            return f"the extension was not built for every visible GPU ({_native.build_info()['cuda_architectures']})"
         return None if device_type == "cuda" else f"cuda kernels run on cuda, not on {device_type}"
     if not has_triton():
         return triton_obstacle()

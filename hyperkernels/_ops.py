@@ -218,7 +218,12 @@ class _Kernels:
             # The launcher itself allocates what a run would, so that a memory tracker sees the scratch too.
             if self.backend == "triton" and is_dry():
                 return self.operation.launch(*flat)
-            return self.overload(*flat)
+            try:
+                return self.overload(*flat)
+            except RuntimeError as error:
+                if str(error) == "interrupted" and error.__cause__ is not None:  # Ctrl-C in the middle of a kernel
+                    raise error.__cause__ from None
+                raise
 
     def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         self.operation.save(ctx, inputs, output)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyperkernels import _native
 from tests.support import REPORT, ROOT, aot, interpreter
 
 os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))  # by the hash of the source
@@ -76,7 +77,9 @@ def poisoned_memory():
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    _native.poison_memory(True)
     yield
+    _native.poison_memory(False)
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
 

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-pytest.importorskip("hyperkernels._C")
+from tests.support import need_cpp_kernels
+
+need_cpp_kernels()
 
 SECONDS = 4
 SCRIPT = """

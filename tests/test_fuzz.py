@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.fuzz import case, memory, processes, registry
-from tests.support import ROOT
+from tests.support import ROOT, need_cpp_kernels
 
-pytest.importorskip("hyperkernels._C")
+need_cpp_kernels()
 
 OPS = registry.ops()
 CPP = [name for name in OPS if not registry.is_triton(name)]

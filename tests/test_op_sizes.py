@@ -6,9 +6,9 @@ The ops are called as a C++ caller may call them, past the checks of the Python 
 import pytest
 import torch
 
-from tests.support import tiled_ops
+from tests.support import need_cpp_kernels, tiled_ops
 
-pytest.importorskip("hyperkernels._C")
+need_cpp_kernels()
 
 LARGEST = 2**63 - 1
 

@@ -12,7 +12,7 @@ from tests.support import ROOT
 from tests.support.mutants import COMPILER
 
 PROGRAM = r"""
-#include "simd.h"
+#include "common/sums.h"
 using namespace hyperkernels::simd;
 extern "C" double length_float(const float* v, int64_t n) { return length(v, n); }
 extern "C" double length_double(const double* v, int64_t n) { return length(v, n); }

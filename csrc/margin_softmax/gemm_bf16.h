@@ -5,7 +5,7 @@
 // Everything here needs simd::multiplies_bfloat16().
 #pragma once
 
-#include "../simd.h"
+#include "../common/storage.h"
 
 namespace hyperkernels::margin_softmax::bf16 {
 

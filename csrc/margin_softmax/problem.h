@@ -1,26 +1,22 @@
-// What forward and backward share: the problem's tensors and options, and who computes what.
+// A problem as forward and backward see it: sizes, options, pointers, and who computes what.
 //
 // Classes are cut into tiles of `block`, tiles into at most kLanes contiguous lanes; a lane is one unit of parallel
 // work and owns its partial sums, so results depend on the sizes and not on the number of threads. Within a lane every
-// product is a single-threaded GEMM whose output stays in cache for the loops of rows.h. Rows go in chunks of kRows.
-// Never stored: unit centres, their gradient, and the N x C cosines beyond the tiles that the caller paid for (`kept`,
-// tile t of them at [t, N, block * sub_centers]).
+// product is a single-threaded GEMM whose output stays in cache for the loops of rows.h and tiles.h. Rows go in chunks
+// of kRows. Never stored: unit centres, their gradient, and the N x C cosines beyond the tiles that the caller paid for
+// (`kept`, tile t of them at [t, N, block * sub_centers]).
 //
 // Where `classes` are given these R classes alone exist: C is R, a class is its position among them, and what is stored
 // a class or a centre has their numbers alone. The weight keeps all of its rows; a tile's own are gathered by the lane.
 #pragma once
 
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-
 #include <algorithm>
-#include <optional>
 #include <vector>
 
-#include "../interrupt.h"
-#include "../storage.h"
-#include "rows.h"
+#include "../common/interrupt.h"
+#include "../common/parallel.h"
+#include "../common/workspace.h"
+#include "tiles.h"
 
 namespace hyperkernels::margin_softmax {
 
@@ -30,21 +26,15 @@ constexpr int64_t kRows = 256;
 constexpr int64_t kLargestTile = 4096;           // centres of a tile, unless one class has more
 constexpr int64_t kLaneSums = int64_t(1) << 25;  // numbers that the lanes' partial sums of dx may take
 
-struct Problem {
-  at::Tensor x, weight, target, scale;
-  at::Tensor class_scale, bias, transform, classes;  // undefined where the problem has none
+// Sizes and options, and how the work is cut.
+struct Plan {
+  int64_t n, c, d;  // rows, classes, embedding size
   KindFacts negatives;
   int64_t sub_centers;
   bool normalize_x, normalize_weight;
   double eps;
   int64_t ignore_index, absent_index;
   int64_t block, kept_blocks;
-
-  int64_t n, c, d;  // rows, classes, embedding size
-
-  // The logit is the cosine by the scale: the case that has kernels of its own.
-  bool plain() const { return negatives.kind == Kind::kCosine && !class_scale.defined() && !bias.defined(); }
-  at::TensorOptions accumulate() const { return scale.options(); }
 
   int64_t blocks() const { return (c + block - 1) / block; }
   int64_t lanes() const {
@@ -56,135 +46,113 @@ struct Problem {
   int64_t classes_in(int64_t b) const { return std::min(block, c - b * block); }
   int64_t tile_width() const { return block * sub_centers; }
   int64_t centres() const { return c * sub_centers; }
+  int64_t chunk() const { return std::min(kRows, n); }
   // Kept tiles are spread evenly, so that every lane has its share of them.
   int64_t kept_before(int64_t b) const { return b * kept_blocks / blocks(); }
   bool keeps(int64_t b) const { return kept_before(b + 1) > kept_before(b); }
   // Where row r of tile b lies in `kept`.
   int64_t kept_at(int64_t b, int64_t r) const { return (kept_before(b) * n + r) * tile_width(); }
+  int64_t kept_size() const { return kept_blocks * n * tile_width(); }
 
-  // Calls f(lane, interrupt) for every lane, in parallel; f may use ATen, and asks `interrupt` now and then.
+  // Calls f(lane, interrupt) for every lane, in parallel; f asks `interrupt` now and then.
   template <class F>
-  void over_lanes(F f) const {
+  void over_lanes(const F& f) const {
     Interrupt interrupt;
-    // At least two items, or a single lane would run outside a parallel region, where GEMMs take all threads and their
-    // sums come out in another order.
-    at::parallel_for(0, std::max<int64_t>(2, lanes()), 1, [&](int64_t begin, int64_t end) {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      for (int64_t lane = begin; lane < std::min(end, lanes()); ++lane) f(lane, interrupt);
-    });
+    in_parallel(lanes(), [&](int64_t lane) { f(lane, interrupt); });
     interrupt.rethrow();
   }
 
-  // Calls f(begin, end) for chunks of rows, in parallel.
+  // Calls f(begin, end) for ranges of rows, in parallel.
   template <class F>
-  void over_rows(F f) const {
-    at::parallel_for(0, n, std::max<int64_t>(1, at::internal::GRAIN_SIZE / std::max<int64_t>(1, d)), f);
+  void over_rows(const F& f) const {
+    parallel_for(0, n, grain(d), f);
   }
 };
 
-// Checks every size and dtype; the tensors come out contiguous.
-Problem make_problem(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target, const at::Tensor& scale,
-                     const std::optional<at::Tensor>& class_scale, const std::optional<at::Tensor>& bias,
-                     const std::optional<at::Tensor>& transform, const std::optional<at::Tensor>& classes,
-                     std::string_view negatives, int64_t sub_centers, bool normalize_x, bool normalize_weight,
-                     double eps, int64_t ignore_index, int64_t absent_index, int64_t block, int64_t kept_blocks);
-
-// Asks for large pages behind a tensor that is about to be written for the first time. Where most tiles are skipped,
-// handing out the gradient's memory in the usual 4 KiB is most of the time; where none are, large pages gain nothing.
-void use_large_pages(at::Tensor& tensor);
-
-// Calls f with the storage type of the problem's x and weight.
-template <class F>
-auto with_storage(const Problem& problem, F f) {
-  return hyperkernels::with_storage(problem.x.scalar_type(), "x", f);
-}
-
-// The raw centres of classes, side by side: where they stand in the weight, or a lane's copy of a tile of them.
+// T is the type of x and weight.
 template <class T>
-class Centres {
- public:
-  explicit Centres(const Problem& problem)
-      : problem_(problem), classes_(problem.classes.defined() ? data<int64_t>(problem.classes) : nullptr) {}
+struct ClassProblem : Plan {
+  using A = Accumulate<T>;
 
-  // Of the class at that position.
-  const T* of_class(int64_t position) const {
-    const int64_t index = classes_ == nullptr ? position : classes_[position];
-    return data<T>(problem_.weight) + index * problem_.sub_centers * problem_.d;
+  const T* x;                   // [N, D]
+  const T* weight;              // [all classes * sub_centers, D]
+  const int64_t* target;        // [N]
+  const A* scale;               // [N]
+  const A *class_scale, *bias;  // [C], or null
+  const A* transform;           // [N, negatives.parameters], or null
+  const int64_t* classes;       // [C], increasing, or null: all of them
+
+  Loops loops() const {
+    return {negatives.kind, negatives.kind == Kind::kCosine && class_scale == nullptr && bias == nullptr};
   }
 
-  const T* of_tile(int64_t b) {
-    const int64_t first = problem_.first_class(b), count = problem_.classes_in(b);
-    if (classes_ == nullptr) return of_class(first);
-    const int64_t size = problem_.sub_centers * problem_.d;
-    // A tensor, for its alignment: the order of a GEMM's sums may depend on it.
-    if (!copy_.defined()) copy_ = at::empty({problem_.block * size}, problem_.weight.options());
-    T* to = mutable_data<T>(copy_);
-    for (int64_t j = 0; j < count; ++j, to += size) std::copy_n(of_class(first + j), size, to);
-    return data<T>(copy_);
+  // The raw centres of the class at that position.
+  HK_INLINE const T* centres_of(int64_t position) const {
+    const int64_t index = classes == nullptr ? position : classes[position];
+    return weight + index * sub_centers * d;
   }
 
- private:
-  const Problem& problem_;
-  const int64_t* const classes_;
-  at::Tensor copy_;
+  // The raw centres of tile b, side by side: where they stand in the weight, or in the copy, of a whole tile's size,
+  // that they are gathered into.
+  const T* centres_of_tile(int64_t b, T* copy) const {
+    const int64_t first = first_class(b), size = sub_centers * d;
+    if (classes == nullptr) return centres_of(first);
+    for (int64_t j = 0; j < classes_in(b); ++j) std::copy_n(centres_of(first + j), size, copy + j * size);
+    return copy;
+  }
+  int64_t copy_size() const { return classes == nullptr ? 0 : tile_width() * d; }
 };
-
-// Calls f(Tag<K>, std::bool_constant<kPlain>) with the template arguments of the problem's kernels.
-template <class A, class F>
-void with_kernel(const Problem& problem, F f) {
-  if (problem.plain()) return f(Tag<Cosine<A>>(), std::true_type());
-  with_kind<A>(problem.negatives.kind, [&](auto tag) { f(tag, std::false_type()); });
-}
 
 // The first half of every row; `factor` is 1 until the products say otherwise.
-template <class A>
-std::vector<Row<A>> make_rows(const Problem& problem) {
-  const int64_t* target = data<int64_t>(problem.target);
-  const A* scale = data<A>(problem.scale);
-  std::vector<Row<A>> rows(problem.n);
-  for (int64_t i = 0; i < problem.n; ++i) {
+template <class T>
+std::vector<Row<Accumulate<T>>> make_rows(const ClassProblem<T>& p) {
+  using A = Accumulate<T>;
+  std::vector<Row<A>> rows(p.n);
+  const int64_t parameters = p.negatives.parameters;
+  for (int64_t i = 0; i < p.n; ++i) {
     Row<A>& row = rows[i];
-    row.s = scale[i];
-    row.inverse_s = A(1 / double(scale[i]));
+    row.s = p.scale[i];
+    row.inverse_s = A(1 / double(p.scale[i]));
     row.factor = 1;
-    row.active = target[i] != problem.ignore_index;
-    row.own = row.active && target[i] != problem.absent_index ? target[i] : -1;
-    const int64_t parameters = problem.negatives.parameters;
-    for (int64_t p = 0; p < parameters; ++p) row.parameters[p] = data<A>(problem.transform)[i * parameters + p];
+    row.active = p.target[i] != p.ignore_index;
+    row.own = row.active && p.target[i] != p.absent_index ? p.target[i] : -1;
+    for (int64_t k = 0; k < parameters; ++k) row.parameters[k] = p.transform[i * parameters + k];
   }
   return rows;
 }
 
-// A lane's memory for the loops: the scratch rows, and class_scale and bias of a problem that has none.
+// A lane's memory for the loops over a tile.
 template <class A>
-class LaneMemory {
- public:
-  explicit LaneMemory(const Problem& problem)
-      : problem_(problem),
-        numbers_(4 * problem.block),
-        inverse_(problem.tile_width()),
-        ones_(problem.block, A(1)),
-        zeros_(problem.block, A(0)) {}
+struct TileScratch {
+  Scratch<A> loops;
+  A *inverse, *ones, *zeros;
 
-  Scratch<A> scratch() {
-    A* p = numbers_.data();
-    const int64_t block = problem_.block;
-    return {p, p + block, p + 2 * block, p + 3 * block};
+  template <class Memory>
+  TileScratch(const Plan& p, Memory& memory) {
+    for (A** row : {&loops.best, &loops.winner, &loops.value, &loops.plain, &ones, &zeros}) {
+      *row = memory.template take<A>(p.block);
+    }
+    inverse = memory.template take<A>(p.tile_width());
   }
-
-  // Tile b with centres of the given norms.
-  Tile<A> tile(int64_t b, const A* norm) {
-    const int64_t first = problem_.first_class(b);
-    Tile<A> tile{first, problem_.classes_in(b), problem_.sub_centers, problem_.tile_width(), inverse_.data()};
-    simd::run<Inverses>(norm, tile.centres(), problem_.eps, problem_.normalize_weight, inverse_.data());
-    tile.class_scale = problem_.class_scale.defined() ? data<A>(problem_.class_scale) + first : ones_.data();
-    tile.bias = problem_.bias.defined() ? data<A>(problem_.bias) + first : zeros_.data();
-    return tile;
-  }
-
- private:
-  const Problem& problem_;
-  std::vector<A> numbers_, inverse_, ones_, zeros_;
 };
+
+// Tile b with centres of the given norms. A problem that lacks class_scale or bias has ones and zeros in their place.
+template <class T, class A = Accumulate<T>>
+Tile<A> make_tile(const ClassProblem<T>& p, int64_t b, const A* norms, const TileScratch<A>& scratch) {
+  const int64_t first = p.first_class(b), classes = p.classes_in(b);
+  Tile<A> tile{first, classes, p.sub_centers, p.tile_width(), scratch.inverse, scratch.ones, scratch.zeros};
+  simd::run<Inverses>(norms, tile.centres(), p.eps, p.normalize_weight, scratch.inverse);
+  if (p.class_scale != nullptr) {
+    tile.class_scale = p.class_scale + first;
+  } else {
+    std::fill_n(scratch.ones, classes, A(1));
+  }
+  if (p.bias != nullptr) {
+    tile.bias = p.bias + first;
+  } else {
+    std::fill_n(scratch.zeros, classes, A(0));
+  }
+  return tile;
+}
 
 }  // namespace hyperkernels::margin_softmax

@@ -4,7 +4,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "gemm_bf16.h"
+#include "../common/matmul.h"
+#include "../common/rows.h"
 
 namespace hyperkernels::margin_softmax {
 
@@ -17,12 +18,12 @@ struct UnitRows {
                             A* unit, A* norm) {
     for (int64_t i = 0; i < rows; ++i, x += dim, unit += dim) {
       if (!row[i].active) {
-        norm[i] = 0;
+        if (norm != nullptr) norm[i] = 0;
         for (int64_t k = 0; k < dim; ++k) unit[k] = 0;
         continue;
       }
       const double length = simd::length(x, dim);
-      norm[i] = A(length);
+      if (norm != nullptr) norm[i] = A(length);
       const A inverse = normalize ? A(1 / (length < eps ? eps : length)) : A(1);
 #pragma omp simd
       for (int64_t k = 0; k < dim; ++k) unit[k] = A(simd::load(x + k)) * inverse;
@@ -30,87 +31,73 @@ struct UnitRows {
   }
 };
 
-struct Widen {
-  template <class T, class A>
-  static HK_INLINE void run(const T* from, int64_t count, A* to) {
+// Products::add_pairs for rows x [N, ld] and centres [count, dim] of type S.
+struct AddPairs {
+  template <class S, class A>
+  static HK_INLINE void run(const Pair<A>* pairs, int64_t count, const S* x, int64_t ld, const Row<A>* rows,
+                            const S* centres, int64_t dim, A* dx, A* dw) {
+    for (int64_t e = 0; e < count; ++e) {
+      const int64_t i = pairs[e].row, j = pairs[e].centre;
+      if (dx != nullptr) add_scaled(centres + j * dim, dim, pairs[e].h, dx + i * dim);
+      if (dw != nullptr) add_scaled(x + i * ld, dim, pairs[e].h * rows[i].factor, dw + j * dim);
+    }
+  }
+
+ private:
+  template <class S, class A>
+  static HK_INLINE void add_scaled(const S* from, int64_t count, A h, A* to) {
 #pragma omp simd
-    for (int64_t k = 0; k < count; ++k) to[k] = A(simd::load(from + k));
+    for (int64_t k = 0; k < count; ++k) to[k] += h * A(simd::load(from + k));
   }
 };
 
-// to += g * from.
-struct AddScaled {
-  template <class T, class A>
-  static HK_INLINE void run(const T* from, int64_t count, A g, A* to) {
-#pragma omp simd
-    for (int64_t k = 0; k < count; ++k) to[k] += g * A(simd::load(from + k));
-  }
-};
-
-// Through ATen's GEMM in dtype A; 16-bit centres are widened a tile at a time.
+// Through torch's GEMM in dtype A; 16-bit centres are widened a tile at a time.
 template <class T>
 class DenseProducts : public Products<T> {
  public:
   using A = Accumulate<T>;
 
-  DenseProducts(const Problem& problem, const at::Tensor& x) : problem_(problem), x_(x) {
-    if (!std::is_same_v<T, A>) widened_ = at::empty({problem.tile_width(), problem.d}, x.options());
-  }
+  DenseProducts(const Plan& plan, const A* x, const Row<A>* rows, const ProductScratch<T>& scratch)
+      : d_(plan.d), x_(x), all_rows_(rows), scratch_(scratch) {}
 
   void take_centres(const T* centres, int64_t count) override {
     if constexpr (std::is_same_v<T, A>) {
-      centres_ = matrix(const_cast<A*>(centres), count, problem_.d, problem_.d);
+      centres_ = matrix(centres, count, d_, d_);
     } else {
-      centres_ = widened_.narrow(0, 0, count);
-      simd::run<Widen>(centres, count * problem_.d, widened_.data_ptr<A>());
+      simd::run<Widen>(centres, count * d_, scratch_.centres);
+      centres_ = matrix<A>(scratch_.centres, count, d_, d_);
     }
   }
 
   void take_rows(const int64_t* index, int64_t begin, int64_t count) override {
-    if (index == nullptr) {
-      rows_ = x_.narrow(0, begin, count);
-      return;
-    }
-    const int64_t d = problem_.d;
-    if (!gathered_.defined()) gathered_ = at::empty({std::min(kRows, problem_.n), d}, x_.options());
-    rows_ = gathered_.narrow(0, 0, count);
-    for (int64_t i = 0; i < count; ++i) {
-      std::memcpy(gathered_.data_ptr<A>() + i * d, data<A>(x_) + index[i] * d, d * sizeof(A));
+    rows_ = matrix(index == nullptr ? x_ + begin * d_ : scratch_.rows, count, d_, d_);
+    for (int64_t i = 0; index != nullptr && i < count; ++i) {
+      std::copy_n(x_ + index[i] * d_, d_, scratch_.rows + i * d_);
     }
   }
 
-  void multiply(A* z, int64_t ld) override {
-    at::Tensor out = matrix(z, rows_.size(0), centres_.size(0), ld);
-    at::mm_out(out, rows_, centres_.t());
-  }
+  void multiply(A* z, int64_t ld) override { hyperkernels::multiply(rows_, centres_.transposed(), z, ld, false); }
 
   void row_gradients(const A* h, int64_t ld, A* dx, bool add) override {
-    at::Tensor out = matrix(dx, rows_.size(0), problem_.d, problem_.d);
-    at::addmm_out(out, out, gradient(h, ld), centres_, add ? 1 : 0, 1);
+    hyperkernels::multiply(gradient(h, ld), centres_, dx, d_, add);
   }
 
   void centre_gradients(const A* h, int64_t ld, A* dw, bool add) override {
-    at::Tensor out = matrix(dw, centres_.size(0), problem_.d, problem_.d);
-    at::addmm_out(out, out, gradient(h, ld).t(), rows_, add ? 1 : 0, 1);
+    hyperkernels::multiply(gradient(h, ld).transposed(), rows_, dw, d_, add);
   }
 
-  void add_pair(int64_t row, int64_t centre, A g, A* dx, A* dw) override {
-    const int64_t d = problem_.d;
-    if (dx != nullptr) simd::run<AddScaled>(data<A>(centres_) + centre * d, d, g, dx);
-    if (dw != nullptr) simd::run<AddScaled>(data<A>(x_) + row * d, d, g, dw);
+  void add_pairs(const Pair<A>* pairs, int64_t count, A* dx, A* dw) override {
+    simd::run<AddPairs>(pairs, count, x_, d_, all_rows_, centres_.data, d_, dx, dw);
   }
 
  private:
-  at::Tensor matrix(A* p, int64_t rows, int64_t columns, int64_t ld) const {
-    return at::from_blob(p, {rows, columns}, {ld, 1}, x_.options());
-  }
-  at::Tensor gradient(const A* h, int64_t ld) const {
-    return matrix(const_cast<A*>(h), rows_.size(0), centres_.size(0), ld);
-  }
+  Matrix<A> gradient(const A* h, int64_t ld) const { return matrix(h, rows_.rows, centres_.rows, ld); }
 
-  const Problem& problem_;
-  const at::Tensor x_;
-  at::Tensor widened_, gathered_, centres_, rows_;
+  const int64_t d_;
+  const A* const x_;
+  const Row<A>* const all_rows_;
+  const ProductScratch<T> scratch_;
+  Matrix<A> centres_{}, rows_{};
 };
 
 // Rows of x times a power of two that makes their norm about one: exact, and products neither overflow nor vanish.
@@ -119,10 +106,10 @@ struct PackedRows {
                             bool normalize, simd::Bfloat16* packed, float* norm) {
     for (int64_t i = 0; i < rows; ++i, x += dim, packed += ld) {
       for (int64_t k = row[i].active ? dim : 0; k < ld; ++k) packed[k].bits = 0;
-      norm[i] = 0;
+      if (norm != nullptr) norm[i] = 0;
       if (!row[i].active) continue;
       const double length = simd::length(x, dim);
-      norm[i] = float(length);
+      if (norm != nullptr) norm[i] = float(length);
       int exponent = 0;
       if (length > 0 && std::isfinite(length)) std::frexp(length, &exponent);
       exponent = exponent > 120 ? 120 : exponent < -120 ? -120 : exponent;
@@ -138,8 +125,9 @@ struct PackedRows {
 // it, once with each side's factors.
 class PackedProducts : public Products<simd::Bfloat16> {
  public:
-  PackedProducts(const Problem& problem, const at::Tensor& x, const std::vector<Row<float>>& rows)
-      : problem_(problem), all_rows_(rows), x_(data<simd::Bfloat16>(x)), ld_(x.size(1)) {}
+  PackedProducts(const Plan& plan, const simd::Bfloat16* x, const Row<float>* rows,
+                 const ProductScratch<simd::Bfloat16>& scratch)
+      : d_(plan.d), ld_(bf16::padded(plan.d)), x_(x), all_rows_(rows), scratch_(scratch) {}
 
   void take_centres(const simd::Bfloat16* centres, int64_t count) override {
     centres_ = centres;
@@ -154,103 +142,91 @@ class PackedProducts : public Products<simd::Bfloat16> {
     rows_ = count;
     if (same) return;
     rows_packed_ = false;
-    selected_ = x_ + begin * ld_;
-    factors_.resize(count);
-    for (int64_t i = 0; i < count; ++i) factors_[i] = all_rows_[all_ ? begin + i : index[i]].factor;
-    if (all_) return;
-    gathered_.resize(count * ld_);
+    selected_ = all_ ? x_ + begin * ld_ : scratch_.selected;
     for (int64_t i = 0; i < count; ++i) {
-      std::memcpy(gathered_.data() + i * ld_, x_ + index[i] * ld_, ld_ * sizeof(simd::Bfloat16));
+      scratch_.factors[i] = all_rows_[all_ ? begin + i : index[i]].factor;
+      if (!all_) std::copy_n(x_ + index[i] * ld_, ld_, scratch_.selected + i * ld_);
     }
-    selected_ = gathered_.data();
   }
 
   void multiply(float* z, int64_t ld) override {
-    right_.resize(bf16::packed_size(problem_.d, count_));
-    bf16::pack_transposed(centres_, problem_.d, count_, problem_.d, right_.data());
+    bf16::pack_transposed(centres_, d_, count_, d_, scratch_.right);
     const bf16::Left left{reinterpret_cast<const uint32_t*>(selected_), ld_ / 2, false};
-    bf16::multiply(left, right_.data(), rows_, count_, problem_.d, z, ld, false);
+    bf16::multiply(left, scratch_.right, rows_, count_, d_, z, ld, false);
   }
 
   void row_gradients(const float* h, int64_t ld, float* dx, bool add) override {
-    if (!centres_packed_) {
-      packed_centres_.resize(bf16::packed_size(count_, problem_.d));
-      bf16::pack(centres_, problem_.d, count_, problem_.d, packed_centres_.data());
-      centres_packed_ = true;
-    }
-    rounded_.resize(rows_ * bf16::padded(count_));
-    bf16::round_rows(h, ld, rows_, count_, rounded_.data());
-    bf16::multiply({rounded_.data(), bf16::padded(count_), false}, packed_centres_.data(), rows_, problem_.d, count_,
-                   dx, problem_.d, add);
+    if (!centres_packed_) bf16::pack(centres_, d_, count_, d_, scratch_.packed_centres);
+    centres_packed_ = true;
+    bf16::round_rows(h, ld, rows_, count_, scratch_.rounded);
+    const bf16::Left left{scratch_.rounded, bf16::padded(count_), false};
+    bf16::multiply(left, scratch_.packed_centres, rows_, d_, count_, dx, d_, add);
   }
 
   void centre_gradients(const float* h, int64_t ld, float* dw, bool add) override {
-    if (!rows_packed_) {
-      packed_rows_.resize(bf16::packed_size(rows_, problem_.d));
-      bf16::pack(selected_, ld_, rows_, problem_.d, packed_rows_.data());
-      rows_packed_ = true;
-    }
-    rounded_.resize(rows_ * bf16::padded(count_));
-    bf16::round_columns(h, ld, factors_.data(), rows_, count_, rounded_.data());
-    bf16::multiply({rounded_.data(), bf16::padded(count_), true}, packed_rows_.data(), count_, problem_.d, rows_, dw,
-                   problem_.d, add);
+    if (!rows_packed_) bf16::pack(selected_, ld_, rows_, d_, scratch_.packed_rows);
+    rows_packed_ = true;
+    bf16::round_columns(h, ld, scratch_.factors, rows_, count_, scratch_.rounded);
+    const bf16::Left left{scratch_.rounded, bf16::padded(count_), true};
+    bf16::multiply(left, scratch_.packed_rows, count_, d_, rows_, dw, d_, add);
   }
 
-  void add_pair(int64_t row, int64_t centre, float g, float* dx, float* dw) override {
-    const int64_t d = problem_.d;
-    if (dx != nullptr) simd::run<AddScaled>(centres_ + centre * d, d, g, dx);
-    if (dw != nullptr) simd::run<AddScaled>(x_ + row * ld_, d, g * all_rows_[row].factor, dw);
+  void add_pairs(const Pair<float>* pairs, int64_t count, float* dx, float* dw) override {
+    simd::run<AddPairs>(pairs, count, x_, ld_, all_rows_, centres_, d_, dx, dw);
   }
 
  private:
-  const Problem& problem_;
-  const std::vector<Row<float>>& all_rows_;
-  const simd::Bfloat16* x_;  // [N, ld_]
-  const int64_t ld_;
+  const int64_t d_, ld_;
+  const simd::Bfloat16* const x_;  // [N, ld_]
+  const Row<float>* const all_rows_;
+  const ProductScratch<simd::Bfloat16> scratch_;
   const simd::Bfloat16 *centres_ = nullptr, *selected_ = nullptr;
   int64_t count_ = 0, begin_ = 0, rows_ = 0;
   bool all_ = false, centres_packed_ = false, rows_packed_ = false;
-  std::vector<float> factors_;
-  std::vector<simd::Bfloat16> gathered_;
-  std::vector<uint32_t> right_, packed_centres_, packed_rows_, rounded_;
 };
 
 }  // namespace
 
 template <class T>
-XOperand make_x_operand(const Problem& p, std::vector<Row<Accumulate<T>>>& rows, Accumulate<T>* norm) {
+XOperand<T> make_x_operand(const ClassProblem<T>& p, Row<Accumulate<T>>* rows, Accumulate<T>* norm) {
   using A = Accumulate<T>;
+  const auto from = [&](int64_t begin) { return norm == nullptr ? nullptr : norm + begin; };
+  XOperand<T> x;
   if constexpr (std::is_same_v<T, simd::Bfloat16>) {
-    if (simd::multiplies_bfloat16()) {
-      at::Tensor packed = at::empty({p.n, bf16::padded(p.d)}, p.x.options());
+    x.is_packed = simd::multiplies_bfloat16();
+    if (x.is_packed) {
+      const int64_t ld = bf16::padded(p.d);
+      x.packed = Buffer<T>(p.n * ld);
+      T* packed = x.packed.data();
       p.over_rows([&](int64_t begin, int64_t end) {
-        simd::run<PackedRows>(data<T>(p.x) + begin * p.d, rows.data() + begin, end - begin, p.d, packed.size(1), p.eps,
-                              p.normalize_x, mutable_data<T>(packed) + begin * packed.size(1), norm + begin);
+        simd::run<PackedRows>(p.x + begin * p.d, rows + begin, end - begin, p.d, ld, p.eps, p.normalize_x,
+                              packed + begin * ld, from(begin));
       });
-      return {packed, true};
+      return x;
     }
   }
-  at::Tensor unit = at::empty({p.n, p.d}, p.accumulate());
+  x.unit = Buffer<A>(p.n * p.d);
+  A* unit = x.unit.data();
   p.over_rows([&](int64_t begin, int64_t end) {
-    simd::run<UnitRows>(data<T>(p.x) + begin * p.d, static_cast<const Row<A>*>(rows.data() + begin), end - begin, p.d,
-                        p.eps, p.normalize_x, mutable_data<A>(unit) + begin * p.d, norm + begin);
+    simd::run<UnitRows>(p.x + begin * p.d, static_cast<const Row<A>*>(rows + begin), end - begin, p.d, p.eps,
+                        p.normalize_x, unit + begin * p.d, from(begin));
   });
-  return {unit, false};
+  return x;
 }
 
 template <class T>
-std::unique_ptr<Products<T>> make_products(const Problem& problem, const XOperand& x,
-                                           const std::vector<Row<Accumulate<T>>>& rows) {
+std::unique_ptr<Products<T>> make_products(const ClassProblem<T>& p, const XOperand<T>& x,
+                                           const Row<Accumulate<T>>* rows, const ProductScratch<T>& scratch) {
   if constexpr (std::is_same_v<T, simd::Bfloat16>) {
-    if (x.packed) return std::make_unique<PackedProducts>(problem, x.values, rows);
+    if (x.is_packed) return std::make_unique<PackedProducts>(p, x.packed.data(), rows, scratch);
   }
-  return std::make_unique<DenseProducts<T>>(problem, x.values);
+  return std::make_unique<DenseProducts<T>>(p, x.unit.data(), rows, scratch);
 }
 
-#define HK_PRODUCTS(T)                                                                                   \
-  template XOperand make_x_operand<T>(const Problem&, std::vector<Row<Accumulate<T>>>&, Accumulate<T>*); \
-  template std::unique_ptr<Products<T>> make_products<T>(const Problem&, const XOperand&,                \
-                                                         const std::vector<Row<Accumulate<T>>>&);
+#define HK_PRODUCTS(T)                                                                              \
+  template XOperand<T> make_x_operand(const ClassProblem<T>&, Row<Accumulate<T>>*, Accumulate<T>*); \
+  template std::unique_ptr<Products<T>> make_products(const ClassProblem<T>&, const XOperand<T>&,   \
+                                                      const Row<Accumulate<T>>*, const ProductScratch<T>&);
 HK_PRODUCTS(double)
 HK_PRODUCTS(float)
 HK_PRODUCTS(simd::Bfloat16)

@@ -7,19 +7,72 @@
 
 #include <memory>
 
+#include "gemm_bf16.h"
 #include "problem.h"
 
 namespace hyperkernels::margin_softmax {
 
-// Rows in dtype A (dense) or in T times a power of two (packed), zero where a row is ignored.
+// Zero where a row is ignored.
+template <class T>
 struct XOperand {
-  at::Tensor values;  // [N, ld]
-  bool packed;
+  Buffer<Accumulate<T>> unit;  // dense: x^ [N, D] in dtype A
+  Buffer<T> packed;            // packed: x [N, ld] times powers of two, which the rows' factors undo
+  bool is_packed = false;
 };
 
-// Also writes |x_i| to norm [N] (0 for ignored rows) and the rows' factors.
+// Also writes |x_i| to norm [N] (0 for ignored rows; null: not wanted) and the rows' factors.
 template <class T>
-XOperand make_x_operand(const Problem& problem, std::vector<Row<Accumulate<T>>>& rows, Accumulate<T>* norm);
+XOperand<T> make_x_operand(const ClassProblem<T>& problem, Row<Accumulate<T>>* rows, Accumulate<T>* norm);
+
+// What a lane asks of its products beside the cosines.
+struct ProductUse {
+  bool row_gradients = false, centre_gradients = false;
+  bool selects_rows = false;  // rows are listed
+};
+
+// The memory of a lane's products.
+template <class T>
+class ProductScratch {
+ public:
+  using A = Accumulate<T>;
+
+  template <class Memory>
+  ProductScratch(const Plan& p, bool is_packed, ProductUse use, Memory& memory) {
+    if (is_packed) {
+      take_packed(p, use, memory);
+    } else {
+      if (!std::is_same_v<T, A>) centres = memory.template take<A>(p.tile_width() * p.d);
+      if (use.selects_rows) rows = memory.template take<A>(p.chunk() * p.d);
+    }
+  }
+
+  // Dense: 16-bit centres and selected rows, in dtype A.
+  A *centres = nullptr, *rows = nullptr;
+  // Packed: the rows' factors, selected rows, and operands of bf16::multiply.
+  A* factors = nullptr;
+  T* selected = nullptr;
+  uint32_t *right = nullptr, *rounded = nullptr, *packed_centres = nullptr, *packed_rows = nullptr;
+
+ private:
+  template <class Memory>
+  void take_packed(const Plan& p, ProductUse use, Memory& memory) {
+    factors = memory.template take<A>(p.chunk());
+    right = memory.template take<uint32_t>(bf16::packed_size(p.d, p.tile_width()));
+    if (use.selects_rows) selected = memory.template take<T>(p.chunk() * bf16::padded(p.d));
+    if (use.row_gradients || use.centre_gradients) {
+      rounded = memory.template take<uint32_t>(p.chunk() * bf16::padded(p.tile_width()));
+    }
+    if (use.row_gradients) packed_centres = memory.template take<uint32_t>(bf16::packed_size(p.tile_width(), p.d));
+    if (use.centre_gradients) packed_rows = memory.template take<uint32_t>(bf16::packed_size(p.chunk(), p.d));
+  }
+};
+
+// A row of x, one of the taken centres, and the gradient of their product.
+template <class A>
+struct Pair {
+  int64_t row, centre;
+  A h;
+};
 
 template <class T>
 class Products {
@@ -37,12 +90,12 @@ class Products {
   virtual void row_gradients(const A* h, int64_t ld, A* dx, bool add) = 0;
   // dw [centres, D] (+)= h^T x, where x includes the factors of Row.
   virtual void centre_gradients(const A* h, int64_t ld, A* dw, bool add) = 0;
-  // The same for row i of all rows and one of the taken centres with h = g: dx [D] += g w, dw [D] += g x; null: not.
-  virtual void add_pair(int64_t row, int64_t centre, A g, A* dx, A* dw) = 0;
+  // The same for single pairs, added one after the other: dx [N, D] += h w, dw [centres, D] += h x; null: not.
+  virtual void add_pairs(const Pair<A>* pairs, int64_t count, A* dx, A* dw) = 0;
 };
 
 template <class T>
-std::unique_ptr<Products<T>> make_products(const Problem& problem, const XOperand& x,
-                                           const std::vector<Row<Accumulate<T>>>& rows);
+std::unique_ptr<Products<T>> make_products(const ClassProblem<T>& problem, const XOperand<T>& x,
+                                           const Row<Accumulate<T>>* rows, const ProductScratch<T>& scratch);
 
 }  // namespace hyperkernels::margin_softmax

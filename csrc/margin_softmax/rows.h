@@ -3,6 +3,7 @@
 // T is the dtype of x and weight, A the one of cosines, statistics and sums.
 #pragma once
 
+#include "../common/sums.h"
 #include "transforms.h"
 
 namespace hyperkernels::margin_softmax {
@@ -75,7 +76,7 @@ struct RowState {
   }
 };
 
-// |w_j| of centres [count, D], and what their products are multiplied by.
+// |w_j| of centres [count, D].
 struct CentreNorms {
   template <class T, class A>
   static HK_INLINE void run(const T* w, int64_t count, int64_t dim, A* norm) {
@@ -83,6 +84,7 @@ struct CentreNorms {
   }
 };
 
+// What the products with centres of these norms are multiplied by.
 struct Inverses {
   template <class A>
   static HK_INLINE void run(const A* norm, int64_t count, double eps, bool normalize, A* inverse) {
@@ -106,201 +108,36 @@ struct ScaleTile {
   }
 };
 
-// The largest cosine of each class and the centre that has it, the lowest where several do.
-template <class A>
-HK_INLINE void nearest_centres(const A* c, int64_t classes, int64_t sub_centers, A* best, A* winner) {
-#pragma omp simd
-  for (int64_t j = 0; j < classes; ++j) best[j] = c[j * sub_centers], winner[j] = 0;
-  for (int64_t k = 1; k < sub_centers; ++k) {
-    const A number = A(k);
-#pragma omp simd
-    for (int64_t j = 0; j < classes; ++j) {
-      const A other = c[j * sub_centers + k];
-      const bool nearer = other > best[j] || other != other;
-      best[j] = nearer ? other : best[j];
-      winner[j] = nearer ? number : winner[j];
-    }
-  }
-}
-
-// Folds a tile of cosines into the rows' states. tile_lse, where not null, takes the tile's own log-sum-exp of each
-// row. kPlain, here and below: the logit is the cosine by the scale, there is no class_scale and no bias.
-template <class K, bool kPlain>
-struct FoldTile {
+// to[index[i]] += from[i], by rows.
+struct AddRows {
   template <class A>
-  static HK_INLINE void run(const A* z, int64_t rows, Tile<A> tile, Scratch<A> scratch, const Row<A>* row,
-                            RowState* state, A* tile_lse, int64_t lse_stride) {
-    constexpr A kNone = -std::numeric_limits<A>::infinity();
-    const A *class_scale = tile.class_scale, *bias = tile.bias;
-    const int64_t classes = tile.classes;
-    for (int64_t i = 0; i < rows; ++i, z += tile.ld) {
-      const A* c = z;
-      if (tile.sub_centers > 1) {
-        nearest_centres(z, classes, tile.sub_centers, scratch.best, scratch.winner);
-        c = scratch.best;
-      }
-      const K kind(row[i].parameters, row[i].s);
-      const A s = row[i].s, inverse_s = row[i].inverse_s;
-      A *value = scratch.value, *plain = scratch.plain;
-      const A* u = kPlain ? c : plain;       // what the hardest class is chosen by
-      const A* w = kPlain ? c : value;       // the value without the bias
-      const int64_t own = tile.own(row[i]);  // it cuts the row in two
-      A largest = kNone, hardest = kNone;
-      for (int64_t begin = 0, end = own; begin < classes; begin = end + 1, end = classes) {
-#pragma omp simd reduction(max : largest, hardest)
-        for (int64_t j = begin; j < end; ++j) {
-          const A cosine = c[j];
-          if constexpr (kPlain) {
-            hardest = cosine > hardest ? cosine : hardest;
-            continue;
-          }
-          const A weight = class_scale[j], b = bias[j], offset = b * inverse_s;
-          const A phi = weight * kind.at(cosine, b).value, v = phi + offset, near = weight * cosine + offset;
-          value[j] = phi;
-          plain[j] = near;
-          largest = v > largest ? v : largest;
-          hardest = near > hardest ? near : hardest;
-        }
-      }
-      if (kPlain) largest = hardest;
-      const A shift = largest == kNone ? A(0) : largest;
-      int64_t place = -1;
-      if (hardest > state[i].hardest_cos) {
-        for (place = 0; place < classes && (place == own || u[place] != hardest); ++place) {
-        }
-        place += tile.first;
-      }
-      A* e = kPlain ? value : plain;
-      double sum = 0, weighted = 0, neg_sum = 0, hard_sum = 0, hard_count = 0;
-      for (int64_t begin = 0, end = own; begin < classes; begin = end + 1, end = classes) {
-        if constexpr (!K::kSum) {
+  static HK_INLINE void run(const A* from, const int64_t* index, int64_t rows, int64_t dim, A* to) {
+    for (int64_t i = 0; i < rows; ++i, from += dim) {
+      A* sum = to + index[i] * dim;
 #pragma omp simd
-          for (int64_t j = begin; j < end; ++j) {
-            const A v = kPlain ? w[j] : w[j] + bias[j] * inverse_s;
-            e[j] = simd::exp(s * (v - shift));
-          }
-        }
-        const simd::Sums part = simd::sums<A>(end - begin, [&](int64_t k, A& powers, A& shares, A& all, A&) HK_LAMBDA {
-          const int64_t j = begin + k;
-          all += w[j];
-          if constexpr (!K::kSum) {
-            powers += e[j];
-            shares += e[j] * w[j];
-          }
-        });
-        sum += part.a;
-        weighted += part.b;
-        neg_sum += part.c;
-        if constexpr (K::kHard) {
-          const simd::Sums hard = simd::sums<A>(end - begin, [&](int64_t k, A& cosines, A& count, A&, A&) HK_LAMBDA {
-            const A cosine = c[begin + k];
-            cosines += kind.hard(cosine) ? cosine : A(0);
-            count += kind.hard(cosine) ? A(1) : A(0);
-          });
-          hard_sum += hard.a;
-          hard_count += hard.b;
-        }
-      }
-      const RowState part{double(largest), sum, weighted, double(hardest), place, neg_sum, hard_sum, hard_count};
-      state[i].merge(part, double(s));
-      if (tile_lse != nullptr) {
-        const double lse = double(s) * double(largest) + std::log(sum);
-        tile_lse[i * lse_stride] = largest == kNone && sum == 0 ? kNone : A(lse);
-      }
+      for (int64_t k = 0; k < dim; ++k) sum[k] += from[k];
     }
   }
 };
 
-// Takes the gradient g of the classes' cosines to the centres: h = g * inverse for the nearest, 0 for the others.
-template <class A>
-HK_INLINE void spread_to_centres(const A* g, const A* winner, Tile<A> tile, A* h) {
-  const A* inverse = tile.inverse;
-  const int64_t classes = tile.classes, sub_centers = tile.sub_centers;
-  if (sub_centers == 1) {
-#pragma omp simd
-    for (int64_t j = 0; j < classes; ++j) h[j] = g[j] * inverse[j];
-    return;
-  }
-  for (int64_t k = 0; k < sub_centers; ++k) {
-    const A number = A(k);
-#pragma omp simd
-    for (int64_t j = 0; j < classes; ++j) {
-      const int64_t at = j * sub_centers + k;
-      h[at] = winner[j] == number ? g[j] * inverse[at] : A(0);
-    }
-  }
-}
-
-// h_ij = g_ij * inverse_j from a tile of cosines, where g is the gradient of the cosines. c and h are [rows, ld] and
-// may be one array. class_sums [2, classes] += the gradients of class_scale and bias, unless kPlain.
-template <class K, bool kPlain>
-struct GradientTile {
-  template <class A>
-  static HK_INLINE void run(const A* z, A* h, int64_t rows, Tile<A> tile, Scratch<A> scratch, const Row<A>* row,
-                            A* class_sums) {
-    const A *class_scale = tile.class_scale, *bias = tile.bias;
-    A *scale_sums = class_sums, *bias_sums = class_sums + tile.classes;
-    const int64_t classes = tile.classes;
-    for (int64_t i = 0; i < rows; ++i, z += tile.ld, h += tile.ld) {
-      const Row<A>& r = row[i];
-      const int64_t own = tile.own(r);
-      if (!r.active || (r.slope == 0 && r.constant == 0)) {
-        for (int64_t j = 0; j < tile.centres(); ++j) h[j] = 0;
-      } else {
-        const A* c = z;
-        A* g = h;
-        if (tile.sub_centers > 1) {
-          nearest_centres(z, classes, tile.sub_centers, scratch.best, scratch.winner);
-          c = scratch.best;
-          g = scratch.value;
-        }
-        const K kind(r.parameters, r.s);
-        const A s = r.s, inverse_s = r.inverse_s, top = r.top, log_sum = r.log_sum, constant = r.constant;
-        const A slope = r.slope * s;
-        for (int64_t begin = 0, end = own; begin < classes; begin = end + 1, end = classes) {
-#pragma omp simd
-          for (int64_t j = begin; j < end; ++j) {
-            const A weight = kPlain ? A(1) : class_scale[j], b = kPlain ? A(0) : bias[j];
-            const Term<A> term = kind.at(c[j], b);
-            if constexpr (K::kSum) {
-              g[j] = constant * term.slope;
-              if constexpr (!kPlain) bias_sums[j] += constant * term.bias_slope;
-            } else {
-              const A v = weight * term.value + b * inverse_s;
-              // v is computed again and may pass top by a rounding that a large scale magnifies: a share is at most 1.
-              const A power = s * (v - top) - log_sum;
-              const A pull = slope * simd::exp(power > 0 ? A(0) : power);
-              g[j] = (pull + constant) * (weight * term.slope);
-              if constexpr (!kPlain) {
-                scale_sums[j] += (pull + constant) * term.value;
-                bias_sums[j] += pull * inverse_s;
-              }
-            }
-          }
-        }
-        spread_to_centres(static_cast<const A*>(g), static_cast<const A*>(scratch.winner), tile, h);
-      }
-      if (!r.active || own == classes) continue;
-      A* mine = h + own * tile.sub_centers;
-      for (int64_t k = 0; k < tile.sub_centers; ++k) mine[k] = 0;
-      mine[r.own_center] = r.target * tile.inverse[own * tile.sub_centers + r.own_center];
-    }
-  }
-};
-
-// out_r = v_r - u_r <u_r, v_r> with u_r = w_r / norm_r, by rows; rows shorter than eps become zero. Without `normalize`
-// out_r = v_r. out may be v.
+// The gradients of centres from their sums over rows: out_j = v_j - u_j <u_j, v_j> with u_j = w_j / norm_j; centres
+// shorter than eps get zero. Without `normalize` out_j = v_j. For `count` centres j, those that index lists where it is
+// not null. out may be v.
 struct FinishCentres {
   template <class T, class A>
-  static HK_INLINE void run(const A* v, const T* w, const A* norm, int64_t rows, int64_t dim, double eps,
-                            bool normalize, T* out) {
-    for (int64_t r = 0; r < rows; ++r, v += dim, w += dim, out += dim) {
+  static HK_INLINE void run(const A* sums, const T* centres, const A* norms, const int64_t* index, int64_t count,
+                            int64_t dim, double eps, bool normalize, T* gradients) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t j = index == nullptr ? i : index[i];
+      const A* v = sums + j * dim;
+      const T* w = centres + j * dim;
+      T* out = gradients + j * dim;
       if (!normalize) {
         for (int64_t k = 0; k < dim; ++k) simd::store(out + k, v[k]);
-      } else if (double(norm[r]) < eps) {
+      } else if (double(norms[j]) < eps) {
         for (int64_t k = 0; k < dim; ++k) simd::store(out + k, A(0));
       } else {
-        const A inverse = A(1 / double(norm[r]));
+        const A inverse = A(1 / double(norms[j]));
         const A radial = A(simd::sums<A>(dim, [&](int64_t k, A& sum, A&, A&, A&) HK_LAMBDA {
                              sum += v[k] * (A(simd::load(w + k)) * inverse);
                            }).a);
@@ -311,16 +148,24 @@ struct FinishCentres {
   }
 };
 
-// The gradient of x from that of x^ (of x where it is not normalised) and of |x|, given by d_norm.
+// The gradient of x from that of |x|, given by d_norm, and that of x^ (of x where it is not normalised), which is the
+// sum over the lanes' parts v. The first part takes the sum.
 struct FinishRows {
   template <class T, class A>
-  static HK_INLINE void run(const A* v, const T* x, const Row<A>* row, const A* norm, const A* d_norm, int64_t rows,
-                            int64_t dim, double eps, bool normalize, T* out) {
+  static HK_INLINE void run(A* v, int64_t lanes, int64_t lane_stride, const T* x, const Row<A>* row, const A* norm,
+                            const A* d_norm, int64_t rows, int64_t dim, double eps, bool normalize, T* out) {
     for (int64_t i = 0; i < rows; ++i, v += dim, x += dim, out += dim) {
       const bool is_short = double(norm[i]) < eps;
       if (!row[i].active || (is_short && normalize)) {
         for (int64_t k = 0; k < dim; ++k) simd::store(out + k, A(0));
         continue;
+      }
+#pragma omp simd
+      for (int64_t k = 0; k < dim; ++k) v[k] += A(0);  // so that -0 becomes 0, as in a sum that starts there
+      for (int64_t lane = 1; lane < lanes; ++lane) {
+        const A* part = v + lane * lane_stride;
+#pragma omp simd
+        for (int64_t k = 0; k < dim; ++k) v[k] += part[k];
       }
       const A inverse = is_short ? A(0) : A(1 / double(norm[i]));
       A radial = 0;

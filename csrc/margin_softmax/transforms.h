@@ -4,11 +4,10 @@
 // its derivative to c, `bias_slope` that of f to b. Callers take what they need, the rest is not computed.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <string_view>
 
-#include <string>
-
-#include "../simd.h"
+#include "../common/check.h"
+#include "../common/math.h"
 
 namespace hyperkernels::margin_softmax {
 
@@ -33,7 +32,7 @@ inline KindFacts kind_facts(std::string_view name) {
   for (const KindFacts& facts : kFacts) {
     if (name == facts.name) return facts;
   }
-  TORCH_CHECK_VALUE(false, "unknown kind of negatives: ", std::string(name));
+  refuse<std::invalid_argument>("unknown kind of negatives: ", name);
 }
 
 template <class A>

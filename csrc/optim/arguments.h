@@ -1,32 +1,42 @@
-// What the ops of the optimisers do with their arguments.
+// What the ops of the optimisers do with their tensors.
 #pragma once
 
-#include <ATen/ATen.h>
-
-#include <optional>
-
-#include "../simd.h"
-#include "../storage.h"
+#include "../common/op.h"
+#include "../common/parallel.h"
 
 namespace hyperkernels::optim {
 
-using Optional = std::optional<at::Tensor>;
-
-// The count after one more update. It stays at its maximum, where the corrections of the moments are long 1.
-HK_INLINE int32_t next_step(int32_t step) { return step < std::numeric_limits<int32_t>::max() ? step + 1 : step; }
-
 inline double number(const Optional& tensor, const char* name, double otherwise) {
   if (!tensor.has_value()) return otherwise;
-  TORCH_CHECK_VALUE(tensor->numel() == 1, name, " must hold one number; got shape ", tensor->sizes());
-  return tensor->item<double>();
+  HK_CHECK_VALUE(tensor->numel() == 1, name, " must hold one number; got shape ", sizes_of(*tensor));
+  double value;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_item_float64(tensor->get(), &value));
+  return value;
+}
+
+// The gradient's factor.
+inline double unscaling(const Optional& grad_scale, bool maximize) {
+  return (maximize ? -1 : 1) / number(grad_scale, "grad_scale", 1);
+}
+
+// What is updated in place: [R, D] side by side.
+inline void check_weight(const Tensor& weight, const char* name) {
+  HK_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous(), name, " must be contiguous [R, D]; got shape ",
+                 sizes_of(weight));
+  with_storage(weight.scalar_type(), name, [](auto) {});
+}
+
+inline void check_step(const Tensor& step, const Tensor& weight, const char* name, const char* of) {
+  HK_CHECK_VALUE(step.dim() == 1 && step.size(0) == weight.size(0) && step.is_contiguous(), name,
+                 " must have one entry per row of ", of, ", ", weight.size(0), "; got shape ", sizes_of(step));
+  check_dtype(step, Dtype::Int, name);
 }
 
 // State is kept in the accumulator of the weight.
-inline void check_state(const at::Tensor& state, const char* name, const at::Tensor& weight, at::IntArrayRef sizes) {
-  const at::ScalarType dtype = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  TORCH_CHECK_VALUE(state.sizes() == sizes && state.is_contiguous(), name, " must be contiguous of shape ", sizes,
-                    "; got ", state.sizes());
-  TORCH_CHECK_TYPE(state.scalar_type() == dtype, name, " must have dtype ", dtype, "; got ", state.scalar_type());
+inline void check_state(const Tensor& state, const char* name, const Tensor& weight, const Sizes& sizes) {
+  HK_CHECK_VALUE(sizes_of(state) == sizes && state.is_contiguous(), name, " must be contiguous of shape ", sizes,
+                 "; got ", sizes_of(state));
+  check_dtype(state, accumulate_dtype(weight.scalar_type()), name);
 }
 
 }  // namespace hyperkernels::optim

@@ -6,161 +6,105 @@
 // passes over one problem see the same bits, whatever the threads.
 #pragma once
 
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-
 #include <algorithm>
-#include <optional>
-#include <string_view>
 #include <type_traits>
-#include <vector>
 
-#include "../simd.h"
-#include "../storage.h"
+#include "../common/matmul.h"
+#include "../common/workspace.h"
+#include "mask.h"
 
 namespace hyperkernels::pair_mining {
 
-enum class Select { kPositive, kNegative, kAll };
 enum class Similarity { kDot, kEuclidean, kSquaredEuclidean };
 
-// As wide as the number beside it, so that loops over both fill whole vectors: -1 or 0.
-template <class A>
-using Mask = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-
-// The rows of x, or those of ref.
-struct Side {
-  at::Tensor values;        // [n, D]
-  at::Tensor label;         // [n] int32 codes or int64 bits; undefined: every pair is selected
-  at::Tensor id;            // [n] int32; undefined: no pair is excluded by it
-  at::Tensor lower, upper;  // [n], undefined: no bound
-  int64_t n;
-};
-
-struct Problem {
-  Side rows, columns;  // where `self`, columns has the same labels and ids; its bounds are those that the op was given
-  bool self;
-  Select select;
+// Sizes, options, and which pairs are selected.
+struct PairOptions {
+  int64_t n, m, d;  // x [n, d], ref [m, d]
+  int64_t row_tile, column_tile;
+  bool self;  // ref is x: the columns have the same labels and ids
   Similarity similarity;
-  bool bits;  // labels are sets of bits
-  int64_t d, row_tile, column_tile;
+  PairSelection selection;
 
-  at::TensorOptions accumulate() const {
-    return rows.values.options().dtype(rows.values.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  }
-  at::TensorOptions integers() const { return rows.values.options().dtype(at::kLong); }
-  int64_t row_tiles() const { return (rows.n + row_tile - 1) / row_tile; }
-  int64_t column_tiles() const { return (columns.n + column_tile - 1) / column_tile; }
+  int64_t row_tiles() const { return (n + row_tile - 1) / row_tile; }
+  int64_t column_tiles() const { return (m + column_tile - 1) / column_tile; }
+  // Of any tile.
+  int64_t most_rows() const { return std::min(row_tile, n); }
+  int64_t most_columns() const { return std::min(column_tile, m); }
 };
 
-// Checks every size and dtype; the tensors come out contiguous. The bounds of the columns are optional in every case.
-Problem make_problem(const at::Tensor& x, const std::optional<at::Tensor>& ref, const at::Tensor& label,
-                     const at::Tensor& ref_label, const at::Tensor& id, const at::Tensor& ref_id,
-                     const std::optional<at::Tensor>& lower, const std::optional<at::Tensor>& upper,
-                     std::string_view select, std::string_view similarity, int64_t row_tile, int64_t column_tile);
-
-// [n] of the accumulator's dtype, contiguous; undefined where not given.
-at::Tensor numbers_of(const Problem& problem, const char* name, const std::optional<at::Tensor>& given, int64_t n);
+template <class T>
+struct PairProblem : PairOptions {
+  const T *x, *ref;                   // one array where `self`
+  const Accumulate<T>*lower, *upper;  // [n] bounds of the rows; null: none
+};
 
 // Whether any pair of the two ranges may be selected, by the range of their labels.
-bool may_count(const Problem& problem, int64_t row, int64_t rows, int64_t column, int64_t columns);
+bool may_count(const PairOptions& options, int64_t row, int64_t rows, int64_t column, int64_t columns);
 
-// |v|^2 of every row, [n] of the accumulator's dtype; undefined where the similarity does not need it.
-at::Tensor squared_norms(const Problem& problem, const Side& side);
+// A number for each row of x and each of ref. Those of x serve as both where x meets itself.
+template <class R>
+class SideNumbers {
+ public:
+  SideNumbers() = default;
+  SideNumbers(int64_t n, int64_t m, bool self) : self_(self), rows_(n), columns_(self ? 0 : m) {}
 
-// Calls f with the storage type of x.
-template <class F>
-auto with_storage(const Problem& problem, F f) {
-  return hyperkernels::with_storage(problem.rows.values.scalar_type(), "x", f);
-}
+  R* rows() { return rows_.data(); }
+  const R* rows() const { return rows_.data(); }
+  R* columns() { return self_ ? rows_.data() : columns_.data(); }
+  const R* columns() const { return self_ ? rows_.data() : columns_.data(); }
 
-// Calls f(k) for k in [0, count), in parallel; f may use ATen. A GEMM inside runs on one thread, always: a single item
-// outside a parallel region would take all threads, and its sums would come out in another order.
-template <class F>
-void in_parallel(int64_t count, F f) {
-  at::parallel_for(0, std::max<int64_t>(2, count), 1, [&](int64_t begin, int64_t end) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    for (int64_t k = begin; k < std::min(end, count); ++k) f(k);
-  });
-}
-
-// Which pairs of row i with the columns first .. first + count are selected, by labels and ids.
-struct SelectPairs {
-  template <class M>
-  static HK_INLINE void run(const Problem* problem, int64_t i, int64_t first, int64_t count, M* mask) {
-    const Problem& p = *problem;
-    if (p.select == Select::kAll && (!p.rows.label.defined() || p.bits)) {
-#pragma omp simd
-      for (int64_t j = 0; j < count; ++j) mask[j] = -1;
-    } else if (p.bits) {
-      const int64_t own = data<int64_t>(p.rows.label)[i];
-      const int64_t* other = data<int64_t>(p.columns.label) + first;
-      const M on_share = p.select == Select::kPositive ? -1 : 0, on_none = ~on_share;
-#pragma omp simd
-      for (int64_t j = 0; j < count; ++j) mask[j] = (own & other[j]) != 0 ? on_share : on_none;
-    } else {
-      const int32_t own = data<int32_t>(p.rows.label)[i];
-      const int32_t* other = data<int32_t>(p.columns.label) + first;
-      const M on_equal = own < 0 || p.select == Select::kNegative ? 0 : -1;
-      const M on_other = own < 0 || p.select == Select::kPositive ? 0 : -1;
-#pragma omp simd
-      for (int64_t j = 0; j < count; ++j) {
-        const M by_label = own == other[j] ? on_equal : on_other;
-        mask[j] = other[j] < 0 ? M(0) : by_label;
-      }
-    }
-    if (!p.rows.id.defined()) return;
-    const int32_t own = data<int32_t>(p.rows.id)[i];
-    const int32_t* other = data<int32_t>(p.columns.id) + first;
-    if (own < 0) return;
-#pragma omp simd
-    for (int64_t j = 0; j < count; ++j) mask[j] = other[j] == own ? M(0) : mask[j];
-  }
+ private:
+  bool self_ = true;
+  Buffer<R> rows_, columns_;
 };
 
-// mask &= lower < u < upper; NaN stays.
-struct WithinBounds {
-  template <class A>
-  static HK_INLINE void run(const A* u, A lower, A upper, int64_t count, Mask<A>* mask) {
-#pragma omp simd
-    for (int64_t j = 0; j < count; ++j) mask[j] = u[j] <= lower || u[j] >= upper ? Mask<A>(0) : mask[j];
-  }
-};
+// |v|^2 of every row; empty where the similarity does not need it.
+template <class T>
+SideNumbers<Accumulate<T>> squared_norms(const PairProblem<T>& problem);
 
-// The pairs of row i that count, with the bounds of the row.
-template <class A>
-void counting_pairs(const Problem& p, int64_t i, int64_t first, int64_t count, const A* u, Mask<A>* mask) {
-  simd::run<SelectPairs>(&p, i, first, count, mask);
-  if (!p.rows.lower.defined() && !p.rows.upper.defined()) return;
-  const bool low = p.rows.lower.defined(), high = p.rows.upper.defined();
-  constexpr A nowhere = std::numeric_limits<A>::quiet_NaN();  // an infinite similarity is within a missing bound
-  simd::run<WithinBounds>(u, low ? data<A>(p.rows.lower)[i] : nowhere, high ? data<A>(p.rows.upper)[i] : nowhere, count,
-                          mask);
-}
+// 1 for the rows that hold finite numbers only, 0 for the others.
+template <class T>
+SideNumbers<uint8_t> finite_rows(const PairProblem<T>& problem);
 
-// Computes tiles of similarities; one object for each unit of parallel work.
+// Computes tiles of similarities. The pieces of one thread.
 template <class T>
 class Tiles {
  public:
   using A = Accumulate<T>;
 
-  // The squared norms of both sides, where the similarity needs them.
-  Tiles(const Problem& problem, const at::Tensor& row_squares, const at::Tensor& column_squares);
+  template <class Memory>
+  Tiles(Memory& memory, const PairProblem<T>& problem, const SideNumbers<A>& squared_norms)
+      : ld(problem.most_columns()),
+        problem_(problem),
+        squares_(squared_norms),
+        u_(memory.template take<A>(problem.most_rows() * ld)),
+        widened_rows_(memory.template take<A>(kWidens ? problem.most_rows() * problem.d : 0)),
+        widened_columns_(memory.template take<A>(kWidens ? ld * problem.d : 0)) {}
 
-  // The rows (columns) that the next products are of, in dtype A. Taking the same columns again costs nothing.
-  const at::Tensor& take_rows(int64_t first, int64_t count);
-  const at::Tensor& take_columns(int64_t first, int64_t count);
+  // The rows (columns) that the next products are of. Taking the same columns again costs nothing.
+  void take_rows(int64_t first, int64_t count);
+  void take_columns(int64_t first, int64_t count);
+  // They, in dtype A.
+  const Matrix<A>& rows() const { return rows_; }
+  const Matrix<A>& columns() const { return columns_; }
 
-  // u [rows, ld] of the taken rows and columns.
-  void similarities(A* u, int64_t ld);
+  // Writes u [rows, ld] of the taken rows and columns.
+  void compute();
+  A* u() { return u_; }
+
+  const int64_t ld;
 
  private:
-  const at::Tensor& take(const Side& side, int64_t first, int64_t count, at::Tensor& widened, at::Tensor& taken);
+  static constexpr bool kWidens = !std::is_same_v<T, A>;
 
-  const Problem& problem_;
-  const at::Tensor row_squares_, column_squares_;
-  at::Tensor widened_rows_, widened_columns_, rows_, columns_;
-  int64_t first_row_ = 0, first_column_ = 0;
+  Matrix<A> take(const T* side, int64_t first, int64_t count, A* widened) const;
+
+  const PairProblem<T>& problem_;
+  const SideNumbers<A>& squares_;
+  A* const u_;
+  A *const widened_rows_, *const widened_columns_;
+  Matrix<A> rows_{}, columns_{};
+  int64_t first_row_ = -1, first_column_ = -1;
 };
 
 }  // namespace hyperkernels::pair_mining

@@ -1,6 +1,8 @@
 // The vectorised inner loops of the pair statistics: a tile of similarities, a row at a time.
 #pragma once
 
+#include "../common/math.h"
+#include "../common/sums.h"
 #include "statistics.h"
 
 namespace hyperkernels::pair_mining {
@@ -22,50 +24,50 @@ struct Extreme {
   }
 };
 
-// What is known of one row from the pairs seen so far.
-struct State {
+// The statistics of one row over the pairs seen so far.
+struct PairRowState {
   int64_t count = 0;
   double sum = 0, sum_squares = 0;
-  Extreme low, high;  // low holds the largest of -u
-  // Of a log-sum-exp the largest power and the sums of e = exp(power - max) and of e by the pair's share of the scale;
-  // of softplus the sum and its two derivatives.
-  double max = -std::numeric_limits<double>::infinity();
+  Extreme min, max;  // min holds the largest of -u
+  // Of a log-sum-exp the largest power and the sums of e = exp(power - largest) and of e by the pair's share of the
+  // scale; of softplus the sum and its two derivatives.
+  double largest = -std::numeric_limits<double>::infinity();
   double total = 0, weighted = 0, slope = 0;
 
   void add_powers(double other, double other_total, double other_weighted) {
-    if (other > max) {
-      const double fade = std::exp(max - other);
+    if (other > largest) {
+      const double fade = std::exp(largest - other);
       total *= fade;
       weighted *= fade;
-      max = other;
+      largest = other;
     }
-    const double fade = other == max ? 1 : std::exp(other - max);
+    const double fade = other == largest ? 1 : std::exp(other - largest);
     total += fade * other_total;
     weighted += fade * other_weighted;
   }
 
-  void merge(const State& other, Kind kind) {
+  void merge(const PairRowState& other, Kind kind) {
     count += other.count;
     sum += other.sum;
     sum_squares += other.sum_squares;
-    low.take(other.low.value, other.low.index);
-    high.take(other.high.value, other.high.index);
+    min.take(other.min.value, other.min.index);
+    max.take(other.max.value, other.max.index);
     if (kind == Kind::kSoftplus) {
       total += other.total;
       weighted += other.weighted;
       slope += other.slope;
     } else if (other.count > 0) {
-      add_powers(other.max, other.total, other.weighted);
+      add_powers(other.largest, other.total, other.weighted);
     }
   }
 };
 
-// The side whose rows are folded, and what is asked of them.
+// What is folded into the states of the rows of one side.
 template <class A>
-struct Asked {
-  const Problem* problem;  // its rows are the ones that are folded
-  const A *lower, *upper, *scale, *offset;
-  bool bounded, moments, extremes;
+struct FoldOptions {
+  PairSelection selection;  // its rows are those of that side
+  PairNumbers<A> numbers;
+  bool moments, extremes;
   Kind kind;
   A p0, p1;
 };
@@ -97,16 +99,16 @@ HK_INLINE void fold_extreme(const A* u, const Mask<A>* mask, int64_t n, A sign, 
 
 // A sum of +inf, which no difference of powers can tell.
 template <class A>
-inline void fold_infinite(const A* power, const Mask<A>* mask, int64_t n, double max, State& state) {
+inline void fold_infinite(const A* power, const Mask<A>* mask, int64_t n, double largest, PairRowState& state) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   bool nan = false;
   for (int64_t j = 0; j < n; ++j) nan |= mask[j] != 0 && power[j] != power[j];
-  state.add_powers(max, nan ? kNan : 1, kNan);
+  state.add_powers(largest, nan ? kNan : 1, kNan);
 }
 
 template <class A>
 HK_INLINE void fold_powers(const A* u, const Mask<A>* mask, int64_t n, A scale, bool circle, A p0, A p1, A* power,
-                           State& state) {
+                           PairRowState& state) {
   constexpr A kNone = -std::numeric_limits<A>::infinity();
   const A sign = scale < 0 ? A(-1) : scale == 0 ? A(0) : A(1), strength = sign * scale;
   // A linear power is scaled after the largest is taken off: a large scale would magnify its rounding error.
@@ -128,8 +130,8 @@ HK_INLINE void fold_powers(const A* u, const Mask<A>* mask, int64_t n, A scale, 
       top = z > top ? z : top;
     }
   }
-  const double max = double(factor) * double(top);
-  if (top == -kNone) return fold_infinite(power, mask, n, max, state);
+  const double largest = double(factor) * double(top);
+  if (top == -kNone) return fold_infinite(power, mask, n, largest, state);
   const A shift = top == kNone ? A(0) : top;
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
@@ -142,11 +144,11 @@ HK_INLINE void fold_powers(const A* u, const Mask<A>* mask, int64_t n, A scale, 
     total += power[j];
     weighted += mask[j] != 0 ? power[j] * share : A(0);
   });
-  state.add_powers(max, sums.a, sums.b);
+  state.add_powers(largest, sums.a, sums.b);
 }
 
 template <class A>
-HK_INLINE void fold_softplus(const A* u, const Mask<A>* mask, int64_t n, A scale, A offset, State& state) {
+HK_INLINE void fold_softplus(const A* u, const Mask<A>* mask, int64_t n, A scale, A offset, PairRowState& state) {
   constexpr int64_t kRun = 64;
   A value[kRun], slope[kRun], weighted[kRun];
   for (int64_t j0 = 0; j0 < n; j0 += kRun, u += kRun, mask += kRun) {
@@ -173,18 +175,18 @@ HK_INLINE void fold_softplus(const A* u, const Mask<A>* mask, int64_t n, A scale
 // `columns` numbers.
 struct FoldRows {
   template <class A>
-  static HK_INLINE void run(const Asked<A>* asked, const A* u, int64_t ld, int64_t row, int64_t rows, int64_t column,
-                            int64_t columns, Mask<A>* mask, A* power, State* state) {
-    const Asked<A>& a = *asked;
+  static HK_INLINE void run(const FoldOptions<A>* options, const A* u, int64_t ld, int64_t row, int64_t rows,
+                            int64_t column, int64_t columns, Mask<A>* mask, A* power, PairRowState* state) {
+    const FoldOptions<A>& o = *options;
+    const PairNumbers<A>& numbers = o.numbers;
     for (int64_t i = row; i < row + rows; ++i, u += ld, ++state) {
-      SelectPairs::run(a.problem, i, column, columns, mask);
-      if (a.bounded) WithinBounds::run(u, a.lower[i], a.upper[i], columns, mask);
+      mask_row(o.selection, numbers.lower, numbers.upper, i, column, columns, u, mask);
       Mask<A> count = 0;
 #pragma omp simd reduction(- : count)
       for (int64_t j = 0; j < columns; ++j) count -= mask[j];
       if (count == 0) continue;
       state->count += count;
-      if (a.moments) {
+      if (o.moments) {
         const simd::Sums sums = simd::sums<A>(columns, [&](int64_t j, A& sum, A& squares, A&, A&) HK_LAMBDA {
           const A any = u[j], v = mask[j] != 0 ? any : A(0);  // read whether or not it counts: a masked load is slow
           sum += v;
@@ -193,14 +195,15 @@ struct FoldRows {
         state->sum += sums.a;
         state->sum_squares += sums.b;
       }
-      if (a.extremes) {
-        fold_extreme(u, mask, columns, A(-1), column, state->low);
-        fold_extreme(u, mask, columns, A(1), column, state->high);
+      if (o.extremes) {
+        fold_extreme(u, mask, columns, A(-1), column, state->min);
+        fold_extreme(u, mask, columns, A(1), column, state->max);
       }
-      if (a.kind == Kind::kSoftplus) {
-        fold_softplus(u, mask, columns, a.scale[i], a.offset[i], *state);
-      } else if (a.kind != Kind::kNone) {
-        fold_powers(u, mask, columns, a.scale[i], a.kind == Kind::kCircle, a.p0, a.p1, power, *state);
+      if (o.kind == Kind::kSoftplus) {
+        const A offset = numbers.offset != nullptr ? numbers.offset[i] : A(0);
+        fold_softplus(u, mask, columns, numbers.scale[i], offset, *state);
+      } else if (o.kind != Kind::kNone) {
+        fold_powers(u, mask, columns, numbers.scale[i], o.kind == Kind::kCircle, o.p0, o.p1, power, *state);
       }
     }
   }

@@ -1,8 +1,8 @@
 // Columns drawn in proportion to a weight: of every row the pair with the largest log weight - log E, E exponential of
 // (seed, row, column, draw). The formulas are those of reference.py.
 
-#include <torch/library.h>
-
+#include "../common/math.h"
+#include "selections.h"
 #include "sweep.h"
 
 namespace hyperkernels::pair_mining {
@@ -11,11 +11,6 @@ namespace {
 
 constexpr int64_t kBlock = 64;  // pairs whose numbers are on the stack at a time
 constexpr int64_t kAtOnce = 4;  // draws that one Philox call serves
-
-struct Weights {
-  bool distance;  // else exponential
-  double p0, p1, temperature;
-};
 
 // Philox 4x32 with ten rounds: the counter is (column, row, quad, 0).
 HK_INLINE void philox(uint32_t column, uint32_t row, uint32_t quad, uint64_t seed, int64_t count,
@@ -59,7 +54,7 @@ HK_INLINE A log_exponential(uint32_t number) {
 }
 
 template <class A>
-HK_INLINE void log_weights(const Weights& weights, const A* u, int64_t count, A* out) {
+HK_INLINE void log_weights(const SampleWeights& weights, const A* u, int64_t count, A* out) {
   const A temperature = A(weights.temperature);
   if (!weights.distance) {
     const A p0 = A(weights.p0);
@@ -81,8 +76,14 @@ HK_INLINE void log_weights(const Weights& weights, const A* u, int64_t count, A*
 template <class A>
 class Draws {
  public:
-  Draws(int64_t row, int64_t rows, int64_t draws, uint64_t seed, const Weights& weights)
-      : row_(row), draws_(draws), seed_(seed), weights_(weights), best_(rows * draws) {}
+  template <class Memory>
+  Draws(Memory& memory, int64_t row, int64_t rows, int64_t draws, uint64_t seed, const SampleWeights& weights)
+      : row_(row),
+        rows_(rows),
+        draws_(draws),
+        seed_(seed),
+        weights_(weights),
+        best_(memory.template take<Best>(rows * draws)) {}
 
   struct Best {
     A key = std::numeric_limits<A>::quiet_NaN();  // which every other beats, until the first has come
@@ -91,91 +92,79 @@ class Draws {
     bool beaten_by(A other) const { return column < 0 || (!(other <= key) && key == key); }
   };
 
-  void take(int64_t i, int64_t first, int64_t count, const A* u, const Mask<A>* mask) {
+  void start() { std::fill_n(best_, rows_ * draws_, Best()); }
+
+  HK_INLINE void take(int64_t i, int64_t first, int64_t count, const A* u, const Mask<A>* mask) {
     for (int64_t j = 0; j < count; j += kBlock) {
-      simd::run<DrawBlock>(this, i, first + j, std::min(kBlock, count - j), u + j, mask + j);
+      draw_block(i, first + j, count - j < kBlock ? count - j : kBlock, u + j, mask + j);
     }
   }
 
   const Best& best(int64_t i, int64_t draw) const { return best_[i * draws_ + draw]; }
 
  private:
-  struct DrawBlock {
-    static HK_INLINE void run(Draws* self, int64_t i, int64_t first, int64_t count, const A* u, const Mask<A>* mask) {
-      Mask<A> any = 0;
+  HK_INLINE void draw_block(int64_t i, int64_t first, int64_t count, const A* u, const Mask<A>* mask) {
+    Mask<A> any = 0;
 #pragma omp simd reduction(| : any)
-      for (int64_t j = 0; j < count; ++j) any |= mask[j];
-      if (any == 0) return;
-      A log_weight[kBlock], key[kBlock];
-      uint32_t numbers[kAtOnce][kBlock];
-      log_weights(self->weights_, u, count, log_weight);
-      for (int64_t draw = 0; draw < self->draws_; ++draw) {
-        if (draw % kAtOnce == 0) {
-          philox(uint32_t(first), uint32_t(self->row_ + i), uint32_t(draw / kAtOnce), self->seed_, count, numbers);
-        }
-        const uint32_t* number = numbers[draw % kAtOnce];
+    for (int64_t j = 0; j < count; ++j) any |= mask[j];
+    if (any == 0) return;
+    A log_weight[kBlock], key[kBlock];
+    uint32_t numbers[kAtOnce][kBlock];
+    log_weights(weights_, u, count, log_weight);
+    for (int64_t draw = 0; draw < draws_; ++draw) {
+      if (draw % kAtOnce == 0) {
+        philox(uint32_t(first), uint32_t(row_ + i), uint32_t(draw / kAtOnce), seed_, count, numbers);
+      }
+      const uint32_t* number = numbers[draw % kAtOnce];
 #pragma omp simd
-        for (int64_t j = 0; j < count; ++j) key[j] = log_weight[j] - log_exponential<A>(number[j]);
-        Best& best = self->best_[i * self->draws_ + draw];
-        for (int64_t j = 0; j < count; j += 32) {
-          uint32_t bits = beating(key + j, mask + j, best.key, std::min<int64_t>(32, count - j));
-          for (; bits != 0; bits &= bits - 1) {
-            const int64_t at = j + __builtin_ctz(bits);
-            if (best.beaten_by(key[at])) best = {key[at], first + at};
-          }
+      for (int64_t j = 0; j < count; ++j) key[j] = log_weight[j] - log_exponential<A>(number[j]);
+      Best& best = best_[i * draws_ + draw];
+      for (int64_t j = 0; j < count; j += 32) {
+        uint32_t bits = beating(key + j, mask + j, best.key, std::min<int64_t>(32, count - j));
+        for (; bits != 0; bits &= bits - 1) {
+          const int64_t at = j + __builtin_ctz(bits);
+          if (best.beaten_by(key[at])) best = {key[at], first + at};
         }
       }
     }
-  };
+  }
 
-  const int64_t row_, draws_;
+  const int64_t row_, rows_, draws_;
   const uint64_t seed_;
-  const Weights weights_;
-  std::vector<Best> best_;
+  const SampleWeights weights_;
+  Best* const best_;
 };
-
-template <class T>
-at::Tensor sample(const Problem& p, int64_t draws, uint64_t seed, const Weights& weights) {
-  using Part = Draws<Accumulate<T>>;
-  at::Tensor drawn = at::empty({p.rows.n, draws}, p.integers());
-  const Lanes lanes = lanes_of(p, p.rows.n * draws * 2);
-  const auto make = [&](int64_t row, int64_t rows, int64_t) {
-    return std::make_unique<Part>(row, rows, draws, seed, weights);
-  };
-  const auto merge = [&](int64_t row, int64_t rows, const std::unique_ptr<Part>* parts) {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t draw = 0; draw < draws; ++draw) {
-        auto best = parts[0]->best(i, draw);
-        for (int64_t lane = 1; lane < lanes.count; ++lane) {
-          const auto& other = parts[lane]->best(i, draw);
-          if (other.column >= 0 && best.beaten_by(other.key)) best = other;
-        }
-        mutable_data<int64_t>(drawn)[(row + i) * draws + draw] = best.column;
-      }
-    }
-  };
-  if (draws > 0) sweep<T>(p, lanes, make, merge);
-  return drawn;
-}
-
-at::Tensor pair_sample(const at::Tensor& x, const std::optional<at::Tensor>& ref, const at::Tensor& label,
-                       const at::Tensor& ref_label, const at::Tensor& id, const at::Tensor& ref_id,
-                       const std::optional<at::Tensor>& lower, const std::optional<at::Tensor>& upper,
-                       c10::string_view select, c10::string_view similarity, int64_t draws, int64_t seed,
-                       c10::string_view weights, double p0, double p1, double temperature, int64_t row_tile,
-                       int64_t column_tile) {
-  const Problem p =
-      make_problem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity, row_tile, column_tile);
-  TORCH_CHECK_VALUE(draws >= 0, "draws must not be negative; got ", draws);
-  TORCH_CHECK_VALUE(weights == "distance" || weights == "exponential", "weights must be distance or exponential; got ",
-                    std::string(weights));
-  TORCH_CHECK_VALUE(temperature > 0, "temperature must be greater than 0; got ", temperature);
-  const Weights by{weights == "distance", p0, p1, temperature};
-  return with_storage(p, [&](auto t) { return sample<decltype(t)>(p, draws, uint64_t(seed), by); });
-}
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(hyperkernels, CPU, m) { m.impl("pair_sample", pair_sample); }
+template <class T>
+void pair_sample(const SampleCall<T>& call) {
+  using Part = Draws<Accumulate<T>>;
+  const PairProblem<T>& p = call.problem;
+  const int64_t draws = call.draws;
+  if (draws == 0) return;
+  const Lanes lanes = lanes_of(p, p.n * draws * 2);
+  const auto make = [&](int64_t row, int64_t rows, int64_t) {
+    return InWorkspace<Part>(row, rows, draws, call.seed, call.weights);
+  };
+  const auto merge = [&](int64_t row, int64_t rows, const std::optional<InWorkspace<Part>>* parts) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t draw = 0; draw < draws; ++draw) {
+        auto best = (*parts[0])->best(i, draw);
+        for (int64_t lane = 1; lane < lanes.count; ++lane) {
+          const auto& other = (*parts[lane])->best(i, draw);
+          if (other.column >= 0 && best.beaten_by(other.key)) best = other;
+        }
+        call.drawn[(row + i) * draws + draw] = best.column;
+      }
+    }
+  };
+  sweep<Part>(p, lanes, make, merge);
+}
+
+template void pair_sample(const SampleCall<double>&);
+template void pair_sample(const SampleCall<float>&);
+template void pair_sample(const SampleCall<simd::Bfloat16>&);
+template void pair_sample(const SampleCall<simd::Half>&);
 
 }  // namespace hyperkernels::pair_mining

@@ -40,12 +40,12 @@ std::vector<std::vector<Item>> tournament(const Chunks& chunks) {
 
 }  // namespace
 
-Schedule::Schedule(const Problem& problem, bool rows, bool columns) {
-  if (problem.self) {
-    rounds_ = tournament(Chunks(problem.rows.n, problem.column_tile));
+Schedule::Schedule(const PairOptions& options, bool rows, bool columns) {
+  if (options.self) {
+    rounds_ = tournament(Chunks(options.n, options.column_tile));
     return;
   }
-  const Chunks of_rows(problem.rows.n, problem.row_tile), of_columns(problem.columns.n, problem.column_tile);
+  const Chunks of_rows(options.n, options.row_tile), of_columns(options.m, options.column_tile);
   if ((!rows && !columns) || of_rows.count == 0 || of_columns.count == 0) return;
   // The planes are those of `own`: the side with fewer chunks, or the only one that is written to.
   const bool own_rows = rows && columns ? of_rows.count <= of_columns.count : rows;

@@ -8,8 +8,10 @@
 #pragma once
 
 #include <atomic>
+#include <vector>
 
-#include "../interrupt.h"
+#include "../common/interrupt.h"
+#include "../common/parallel.h"
 #include "problem.h"
 
 namespace hyperkernels::pair_mining {
@@ -27,23 +29,25 @@ struct TilePlace {
 class Schedule {
  public:
   // Which sides are written to; both of them, where x meets itself.
-  Schedule(const Problem& problem, bool rows, bool columns);
+  Schedule(const PairOptions& options, bool rows, bool columns);
 
   int64_t row_planes() const { return row_planes_; }
   int64_t column_planes() const { return column_planes_; }
 
-  // Calls f(item, interrupt) for every item, those of a round in parallel; f may use ATen, whose GEMMs run on one
-  // thread, and asks `interrupt` now and then.
-  template <class F>
-  void run(F f) const {
+  // Calls f(item, memory, interrupt) for every item, those of a round in parallel. `memory` is what make() gave to the
+  // thread; f asks `interrupt` now and then. A GEMM inside runs on one thread.
+  template <class Make, class F>
+  void run(const Make& make, const F& f) const {
     Interrupt interrupt;
     for (const std::vector<Item>& round : rounds_) {
       std::atomic<int64_t> next{0};
       const int64_t count = round.size();
       // At least two, for the reason that in_parallel has.
-      at::parallel_for(0, std::max<int64_t>(2, at::get_num_threads()), 1, [&](int64_t, int64_t) {
-        at::AutoDispatchBelowADInplaceOrView guard;
-        for (int64_t k = next++; k < count; k = next++) f(round[k], interrupt);
+      parallel_for(0, std::max<int64_t>(2, thread_count()), 1, [&](int64_t, int64_t) {
+        int64_t k = next++;
+        if (k >= count) return;
+        auto memory = make();
+        for (; k < count; k = next++) f(round[k], memory, interrupt);
       });
       interrupt.rethrow();
     }
@@ -57,7 +61,7 @@ class Schedule {
 // Calls f(place) for the tiles of an item in which a pair may count. Of x with itself those are the tiles above the
 // diagonal, and squares on it; after an interrupt none.
 template <class F>
-void over_tiles(const Problem& p, const Item& item, Interrupt& interrupt, F f) {
+void over_tiles(const PairOptions& p, const Item& item, Interrupt& interrupt, F f) {
   const auto visit = [&](int64_t row, int64_t rows, int64_t column, int64_t columns, bool diagonal) {
     if (columns <= 0 || !may_count(p, row, rows, column, columns) || interrupt.called()) return;
     f(TilePlace{row, rows, column, columns, diagonal});

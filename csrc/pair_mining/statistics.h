@@ -1,9 +1,7 @@
-// What forward and backward of the pair statistics share: the transform, and the numbers that a side brings along.
+// Statistics of the pairs that count in each row, and in each column, and their gradient.
 #pragma once
 
-#include <string>
-
-#include "schedule.h"
+#include "problem.h"
 
 namespace hyperkernels::pair_mining {
 
@@ -14,42 +12,58 @@ struct Transform {
   double p0, p1;
 };
 
-inline Transform parse_transform(std::string_view name, double p0, double p1) {
-  if (name == "none") return {Kind::kNone, p0, p1};
-  if (name == "linear") return {Kind::kLinear, p0, p1};
-  if (name == "circle") return {Kind::kCircle, p0, p1};
-  TORCH_CHECK_VALUE(name == "softplus", "transform must be none, linear, circle or softplus; got ", std::string(name));
-  return {Kind::kSoftplus, p0, p1};
-}
-
-// [n] each, whole: what was not given has no effect.
-struct Numbers {
-  at::Tensor lower, upper, scale, offset;
+// What the rows of one side bring along, [n] each. Null: absent, without effect.
+template <class A>
+struct PairNumbers {
+  const A *lower, *upper, *scale, *offset;
 };
 
-inline Numbers numbers_of_side(const Problem& p, const char* prefix, const Side& side, Kind kind,
-                               const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& offset) {
-  const std::string name(prefix);
-  const auto filled = [&](const at::Tensor& given, double value) {
-    return given.defined() ? given : at::full({side.n}, value, p.accumulate());
-  };
-  TORCH_CHECK_VALUE(kind == Kind::kNone || scale.has_value(), "the transform needs ", name, "scale");
-  constexpr double nowhere = std::numeric_limits<double>::quiet_NaN();  // no similarity is beyond it
-  return {filled(side.lower, nowhere), filled(side.upper, nowhere),
-          filled(numbers_of(p, (name + "scale").c_str(), scale, side.n), 1),
-          filled(numbers_of(p, (name + "offset").c_str(), offset, side.n), 0)};
-}
+// Results of the rows of one side, [n] each. Null: not asked for.
+template <class A>
+struct PairRowStatistics {
+  int64_t* count;
+  A *sum, *sum_squares;
+  A* min;
+  int64_t* argmin;
+  A* max;
+  int64_t* argmax;
+  A *lse, *d_scale, *d_offset;
+};
 
-// The bounds of the columns: those of the rows where x meets itself.
-inline void take_column_bounds(Problem& p, bool columns, const std::optional<at::Tensor>& lower,
-                               const std::optional<at::Tensor>& upper) {
-  TORCH_CHECK_VALUE(!columns || !p.self, "statistics of the columns need ref");
-  if (columns) {
-    p.columns.lower = numbers_of(p, "ref_lower", lower, p.columns.n);
-    p.columns.upper = numbers_of(p, "ref_upper", upper, p.columns.n);
-  } else if (p.self) {
-    p.columns = p.rows;
-  }
-}
+template <class T>
+struct PairStatisticsCall {
+  using A = Accumulate<T>;
+
+  PairProblem<T> problem;
+  bool columns, moments, extremes;
+  Transform transform;
+  PairNumbers<A> row_numbers, column_numbers;
+  PairRowStatistics<A> row_statistics, column_statistics;
+};
+
+template <class T>
+void pair_statistics(const PairStatisticsCall<T>& call);
+
+// What the gradients of the similarities are made of, of one side.
+template <class A>
+struct PairGradientNumbers {
+  PairNumbers<A> numbers;
+  const A* coefficients;  // [4, n]
+  const A* lse;           // [n]; null where the transform needs none
+};
+
+template <class T>
+struct PairBackwardCall {
+  using A = Accumulate<T>;
+
+  PairProblem<T> problem;
+  bool columns;
+  Transform transform;
+  PairGradientNumbers<A> of_rows, of_columns;
+  T *dx, *dref;  // [n, D], [m, D]; null: not needed, and dref where x meets itself
+};
+
+template <class T>
+void pair_statistics_backward(const PairBackwardCall<T>& call);
 
 }  // namespace hyperkernels::pair_mining

@@ -1,202 +1,202 @@
-// The gradient of the pair statistics on the CPU, one tile of similarities at a time. schedule.h says how the work is
-// cut.
+// The gradient of the pair statistics, one tile of similarities at a time. schedule.h says how the work is cut.
 //
 // With h the gradients of the similarities of a tile, the gradient of its rows is h y and that of its columns h^T x.
 // Distances depend on y - x, so that what a vector gets of itself is taken off at the end, by the sums of h. Of x with
 // itself h holds both ends of a pair.
 
-#include <torch/library.h>
+#include <optional>
+#include <vector>
 
-#include <tuple>
-
+#include "products.h"
+#include "schedule.h"
 #include "weights.h"
 
 namespace hyperkernels::pair_mining {
 
 namespace {
 
-struct Coefficients {
-  at::Tensor c, value;  // [4, n], [n]
+// The numbers of one side, with arrays in place of what is absent.
+template <class A>
+class WholeTerms {
+ public:
+  WholeTerms(const PairGradientNumbers<A>& given, int64_t n) : n_(n) {
+    const A* c = given.coefficients;
+    const PairNumbers<A>& numbers = given.numbers;
+    terms_ = {whole(numbers.lower, kNowhere<A>),
+              whole(numbers.upper, kNowhere<A>),
+              whole(numbers.scale, A(1)),
+              whole(numbers.offset, A(0)),
+              whole(given.lse, A(0)),
+              c,
+              c + n,
+              c + 2 * n,
+              c + 3 * n};
+  }
+
+  const PairTerms<A>* get() const { return &terms_; }
+
+ private:
+  const A* whole(const A* given, A value) {
+    if (given != nullptr) return given;
+    Buffer<A>& filled = filled_.emplace_back(n_);
+    std::fill_n(filled.data(), n_, value);
+    return filled.data();
+  }
+
+  const int64_t n_;
+  std::vector<Buffer<A>> filled_;
+  PairTerms<A> terms_;
 };
 
-Coefficients checked(const Problem& p, const char* prefix, int64_t n, Kind kind,
-                     const std::optional<at::Tensor>& coefficients, const std::optional<at::Tensor>& value) {
-  const std::string name(prefix);
-  TORCH_CHECK_VALUE(coefficients.has_value(), "statistics of the columns need ", name, "coefficients");
-  const auto dtype = c10::typeMetaToScalarType(p.accumulate().dtype());
-  TORCH_CHECK_TYPE(coefficients->scalar_type() == dtype, name, "coefficients must be ", dtype, "; got ",
-                   coefficients->scalar_type());
-  TORCH_CHECK_VALUE(coefficients->dim() == 2 && coefficients->size(0) == 4 && coefficients->size(1) == n, name,
-                    "coefficients must be [4, ", n, "]; got ", coefficients->sizes());
-  TORCH_CHECK_VALUE(coefficients->device().is_cpu(), name, "coefficients must be on the cpu");
-  const bool exponential = kind == Kind::kLinear || kind == Kind::kCircle;
-  TORCH_CHECK_VALUE(!exponential || value.has_value(), "the transform needs ", name, "value");
-  return {coefficients->contiguous(),
-          exponential ? numbers_of(p, (name + "value").c_str(), value, n) : at::zeros({n}, p.accumulate())};
-}
-
-template <class A>
-Terms<A> terms(const Numbers& numbers, const Coefficients& coefficients, int64_t n) {
-  const A* c = data<A>(coefficients.c);
-  return {data<A>(numbers.lower),
-          data<A>(numbers.upper),
-          data<A>(numbers.scale),
-          data<A>(numbers.offset),
-          data<A>(coefficients.value),
-          c,
-          c + n,
-          c + 2 * n,
-          c + 3 * n};
-}
-
-template <class A>
-using Weigh = void (*)(const Problem*, const Terms<A>*, const Terms<A>*, A, A, A*, int64_t, int64_t, int64_t, int64_t,
-                       int64_t, Mask<A>*, A*, double*, double*);
-
 template <Kind kKind, class A>
-Weigh<A> weigher(bool columns) {
-  return columns ? simd::run<WeighRows<kKind, true>, const Problem*, const Terms<A>*, const Terms<A>*, A, A, A*,
-                             int64_t, int64_t, int64_t, int64_t, int64_t, Mask<A>*, A*, double*, double*>
-                 : simd::run<WeighRows<kKind, false>, const Problem*, const Terms<A>*, const Terms<A>*, A, A, A*,
-                             int64_t, int64_t, int64_t, int64_t, int64_t, Mask<A>*, A*, double*, double*>;
-}
-
-template <class A>
-Weigh<A> weigher(Kind kind, bool columns) {
-  switch (kind) {
-    case Kind::kLinear:
-      return weigher<Kind::kLinear, A>(columns);
-    case Kind::kCircle:
-      return weigher<Kind::kCircle, A>(columns);
-    case Kind::kSoftplus:
-      return weigher<Kind::kSoftplus, A>(columns);
-    default:
-      return weigher<Kind::kNone, A>(columns);
+void weigh(const WeighTile<A>* tile, bool columns) {
+  if (columns) {
+    simd::run<WeighRows<kKind, true>>(tile);
+  } else {
+    simd::run<WeighRows<kKind, false>>(tile);
   }
 }
 
-template <class F>
-void over_rows(const Problem& p, int64_t n, F f) {
-  at::parallel_for(0, n, std::max<int64_t>(1, at::internal::GRAIN_SIZE / std::max<int64_t>(1, p.d)), f);
+template <class A>
+void weigh(Kind kind, const WeighTile<A>* tile, bool columns) {
+  switch (kind) {
+    case Kind::kLinear:
+      return weigh<Kind::kLinear>(tile, columns);
+    case Kind::kCircle:
+      return weigh<Kind::kCircle>(tile, columns);
+    case Kind::kSoftplus:
+      return weigh<Kind::kSoftplus>(tile, columns);
+    case Kind::kNone:
+      return weigh<Kind::kNone>(tile, columns);
+  }
 }
 
-// The gradient of one side in the making: planes of sums, and for distances what each vector gets of itself.
+// The gradient of one side in the making: planes of sums, and for distances what each vector gets of itself. A single
+// plane of the accumulator's dtype is the result's memory.
 template <class T>
 class Gradient {
  public:
   using A = Accumulate<T>;
 
-  Gradient(const Problem& p, const Side& side, int64_t planes)
-      : p_(p), side_(side), planes_(planes), sums_(at::zeros({planes, side.n, p.d}, p.accumulate())) {
-    if (p.similarity != Similarity::kDot) weights_.resize(planes * side.n);
-  }
-
-  // The rows first .. first + h.size(0) of a plane get h operand, less themselves by h_sums.
-  void add(int64_t plane, int64_t first, const at::Tensor& h, const double* h_sums, const at::Tensor& operand,
-           const uint8_t* finite) {
-    add_product<A>(sums_.select(0, plane).narrow(0, first, h.size(0)), h, operand, finite);
-    for (int64_t i = 0; i < h.size(0) && !weights_.empty(); ++i) {
-      weights_[plane * side_.n + first + i] += h_sums[i];
+  Gradient(const PairOptions& p, const T* side, int64_t n, int64_t planes, T* out)
+      : side_(side), n_(n), d_(p.d), planes_(planes), out_(out) {
+    if constexpr (std::is_same_v<T, A>) sums_ = planes == 1 ? out : nullptr;
+    if (sums_ == nullptr) {
+      memory_ = Buffer<A>(planes * n * p.d);
+      sums_ = memory_.data();
     }
+    fill_zero(sums_, planes * n * p.d);
+    if (p.similarity != Similarity::kDot) weights_.resize(planes * n);
   }
 
-  at::Tensor finish() {
-    const bool in_place = std::is_same_v<T, A> && planes_ == 1;
-    const at::Tensor out = in_place ? sums_.select(0, 0) : at::empty({side_.n, p_.d}, side_.values.options());
-    if (in_place && weights_.empty()) return out;
-    over_rows(p_, side_.n, [&](int64_t begin, int64_t end) {
-      simd::run<FinishGradient>(mutable_data<A>(sums_) + begin * p_.d,
-                                weights_.empty() ? nullptr : static_cast<const double*>(weights_.data() + begin),
-                                data<T>(side_.values) + begin * p_.d, planes_, side_.n, p_.d, end - begin,
-                                mutable_data<T>(out) + begin * p_.d);
+  // The rows first .. first + h.rows of a plane get h operand, less themselves by h_sums.
+  void add(int64_t plane, int64_t first, const Matrix<A>& h, const double* h_sums, const Matrix<A>& operand,
+           const uint8_t* finite, Buffer<A>& tame) {
+    const int64_t row = plane * n_ + first;
+    add_product(h, operand, finite, sums_ + row * d_, tame);
+    if (weights_.empty()) return;
+    for (int64_t i = 0; i < h.rows; ++i) weights_[row + i] += h_sums[i];
+  }
+
+  void finish() {
+    const bool in_place = memory_.data() == nullptr;
+    if (in_place && weights_.empty()) return;
+    parallel_for(0, n_, grain(d_), [&](int64_t begin, int64_t end) {
+      const double* weights = weights_.empty() ? nullptr : weights_.data() + begin;
+      const int64_t first = begin * d_;
+      simd::run<FinishGradient>(sums_ + first, weights, side_ + first, planes_, n_, d_, end - begin, out_ + first);
     });
-    return out;
   }
 
  private:
-  const Problem& p_;
-  const Side& side_;
-  const int64_t planes_;
-  at::Tensor sums_;
+  const T* const side_;
+  const int64_t n_, d_, planes_;
+  T* const out_;
+  A* sums_ = nullptr;  // [planes, n, D]
+  Buffer<A> memory_;
   std::vector<double> weights_;
 };
 
-struct Given {
-  bool columns, need_x, need_ref;
-  Transform transform;
-  Numbers of_rows, of_columns;
-  Coefficients row_coefficients, column_coefficients;
-};
-
+// The pieces of one thread.
 template <class T>
-std::tuple<at::Tensor, at::Tensor> backward(const Problem& p, const Given& given) {
+struct WeighPieces {
   using A = Accumulate<T>;
-  const at::Tensor none = at::empty({0}, p.rows.values.options());
-  if (!given.need_x && !given.need_ref) return {none, none};
-  const Schedule schedule(p, given.need_x, given.need_ref);
-  std::optional<Gradient<T>> dx, dref;
-  if (given.need_x) dx.emplace(p, p.rows, schedule.row_planes());
-  if (given.need_ref) dref.emplace(p, p.columns, schedule.column_planes());
-  // Where x meets itself both ends of a pair are rows of x.
-  Gradient<T>* const of_columns = p.self ? &*dx : given.need_ref ? &*dref : nullptr;
-  const auto row_finite = finite_rows<T>(p, p.rows);
-  const auto column_finite = p.self ? row_finite : finite_rows<T>(p, p.columns);
-  const at::Tensor row_squares = squared_norms(p, p.rows);
-  const at::Tensor column_squares = p.self ? row_squares : squared_norms(p, p.columns);
-  const Terms<A> row_terms = terms<A>(given.of_rows, given.row_coefficients, p.rows.n);
-  Terms<A> column_terms = row_terms;
-  if (given.columns) column_terms = terms<A>(given.of_columns, given.column_coefficients, p.columns.n);
-  const int64_t most_rows = std::min(p.row_tile, p.rows.n), ld = std::min(p.column_tile, p.columns.n);
-  schedule.run([&](const Item& item, Interrupt& interrupt) {
-    Tiles<T> tiles(p, row_squares, column_squares);
-    const at::Tensor tile = at::empty({most_rows, ld}, p.accumulate());
-    std::vector<A> gradients(ld);
-    std::vector<double> row_sums(most_rows), column_sums(ld);
-    std::vector<Mask<A>> mask(2 * ld);
-    over_tiles(p, item, interrupt, [&](const TilePlace& at) {
-      const at::Tensor& y = tiles.take_columns(at.column, at.columns);
-      const at::Tensor& x = tiles.take_rows(at.row, at.rows);
-      A* u = mutable_data<A>(tile);
-      tiles.similarities(u, ld);
-      const bool both = p.self ? !at.diagonal : given.columns;
-      weigher<A>(given.transform.kind, both)(&p, &row_terms, &column_terms, A(given.transform.p0),
-                                             A(given.transform.p1), u, ld, at.row, at.rows, at.column, at.columns,
-                                             mask.data(), gradients.data(), row_sums.data(), column_sums.data());
-      const at::Tensor h = tile.narrow(0, 0, at.rows).narrow(1, 0, at.columns);
-      if (dx) dx->add(item.row_plane, at.row, h, row_sums.data(), y, column_finite.data() + at.column);
-      if (of_columns == nullptr) return;
-      of_columns->add(item.column_plane, at.column, h.t(), column_sums.data(), x, row_finite.data() + at.row);
-    });
-  });
-  return {dx ? dx->finish() : none, dref ? dref->finish() : none};
-}
 
-std::tuple<at::Tensor, at::Tensor> pair_statistics_backward(
-    const at::Tensor& x, const std::optional<at::Tensor>& ref, const at::Tensor& label, const at::Tensor& ref_label,
-    const at::Tensor& id, const at::Tensor& ref_id, const std::optional<at::Tensor>& lower,
-    const std::optional<at::Tensor>& upper, c10::string_view select, c10::string_view similarity,
-    const at::Tensor& coefficients, const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& offset,
-    const at::Tensor& value, bool columns, const std::optional<at::Tensor>& ref_lower,
-    const std::optional<at::Tensor>& ref_upper, const std::optional<at::Tensor>& ref_scale,
-    const std::optional<at::Tensor>& ref_offset, const std::optional<at::Tensor>& ref_coefficients,
-    const std::optional<at::Tensor>& ref_value, c10::string_view transform, double p0, double p1, int64_t row_tile,
-    int64_t column_tile, bool need_x, bool need_ref) {
-  Problem p =
-      make_problem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity, row_tile, column_tile);
-  take_column_bounds(p, columns, ref_lower, ref_upper);
-  Given given{columns, need_x, need_ref && !p.self, parse_transform(transform, p0, p1), {}, {}, {}, {}};
-  const Kind kind = given.transform.kind;
-  given.of_rows = numbers_of_side(p, "", p.rows, kind, scale, offset);
-  given.row_coefficients = checked(p, "", p.rows.n, kind, coefficients, value);
-  if (columns) {
-    given.of_columns = numbers_of_side(p, "ref_", p.columns, kind, ref_scale, ref_offset);
-    given.column_coefficients = checked(p, "ref_", p.columns.n, kind, ref_coefficients, ref_value);
-  }
-  return with_storage(p, [&](auto t) { return backward<decltype(t)>(p, given); });
-}
+  template <class Memory>
+  WeighPieces(Memory& memory, const PairProblem<T>& p, const SideNumbers<A>& squared_norms)
+      : tiles(memory, p, squared_norms),
+        h(memory.template take<A>(tiles.ld)),
+        row_sums(memory.template take<double>(p.most_rows())),
+        column_sums(memory.template take<double>(tiles.ld)),
+        mask(memory.template take<Mask<A>>(2 * tiles.ld)) {}
+
+  Tiles<T> tiles;
+  A* const h;
+  double *const row_sums, *const column_sums;
+  Mask<A>* const mask;
+  Buffer<A> tame;  // seldom needed
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(hyperkernels, CPU, m) { m.impl("pair_statistics_backward", pair_statistics_backward); }
+template <class T>
+void pair_statistics_backward(const PairBackwardCall<T>& call) {
+  using A = Accumulate<T>;
+  using Pieces = WeighPieces<T>;
+  const PairProblem<T>& p = call.problem;
+  if (call.dx == nullptr && call.dref == nullptr) return;
+  const Schedule schedule(p, call.dx != nullptr, call.dref != nullptr);
+  std::optional<Gradient<T>> dx, dref;
+  if (call.dx != nullptr) dx.emplace(p, p.x, p.n, schedule.row_planes(), call.dx);
+  if (call.dref != nullptr) dref.emplace(p, p.ref, p.m, schedule.column_planes(), call.dref);
+  // Where x meets itself both ends of a pair are rows of x.
+  Gradient<T>* const column_gradient = p.self ? &*dx : dref ? &*dref : nullptr;
+  const SideNumbers<uint8_t> finite = finite_rows(p);
+  const SideNumbers<A> squares = squared_norms(p);
+  const WholeTerms<A> row_terms(call.of_rows, p.n);
+  std::optional<WholeTerms<A>> column_terms;
+  if (call.columns) column_terms.emplace(call.of_columns, p.m);
+  const auto make = [&] { return InWorkspace<Pieces>(p, squares); };
+  schedule.run(make, [&](const Item& item, InWorkspace<Pieces>& memory, Interrupt& interrupt) {
+    Tiles<T>& tiles = memory->tiles;
+    over_tiles(p, item, interrupt, [&](const TilePlace& at) {
+      tiles.take_columns(at.column, at.columns);
+      tiles.take_rows(at.row, at.rows);
+      tiles.compute();
+      const WeighTile<A> tile{&p.selection,
+                              p.similarity,
+                              row_terms.get(),
+                              column_terms ? column_terms->get() : row_terms.get(),
+                              A(call.transform.p0),
+                              A(call.transform.p1),
+                              tiles.u(),
+                              tiles.ld,
+                              at.row,
+                              at.rows,
+                              at.column,
+                              at.columns,
+                              memory->mask,
+                              memory->h,
+                              memory->row_sums,
+                              memory->column_sums};
+      weigh(call.transform.kind, &tile, p.self ? !at.diagonal : call.columns);
+      const Matrix<A> h = matrix<A>(tiles.u(), at.rows, at.columns, tiles.ld);
+      if (dx) {
+        dx->add(item.row_plane, at.row, h, memory->row_sums, tiles.columns(), finite.columns() + at.column,
+                memory->tame);
+      }
+      if (column_gradient == nullptr) return;
+      column_gradient->add(item.column_plane, at.column, h.transposed(), memory->column_sums, tiles.rows(),
+                           finite.rows() + at.row, memory->tame);
+    });
+  });
+  if (dx) dx->finish();
+  if (dref) dref->finish();
+}
+
+template void pair_statistics_backward(const PairBackwardCall<double>&);
+template void pair_statistics_backward(const PairBackwardCall<float>&);
+template void pair_statistics_backward(const PairBackwardCall<simd::Bfloat16>&);
+template void pair_statistics_backward(const PairBackwardCall<simd::Half>&);
 
 }  // namespace hyperkernels::pair_mining

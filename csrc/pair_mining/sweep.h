@@ -7,10 +7,11 @@
 #pragma once
 
 #include <atomic>
-#include <memory>
+#include <optional>
+#include <vector>
 
-#include "../indices.h"
-#include "../interrupt.h"
+#include "../common/interrupt.h"
+#include "../common/parallel.h"
 #include "problem.h"
 
 namespace hyperkernels::pair_mining {
@@ -26,83 +27,91 @@ struct Lanes {
 };
 
 // `numbers`: how many of them one lane's part takes for all rows.
-inline Lanes lanes_of(const Problem& p, int64_t numbers) {
+inline Lanes lanes_of(const PairOptions& p, int64_t numbers) {
   const int64_t wanted = kUnits / std::max<int64_t>(1, p.row_tiles());
   const int64_t most = std::min(p.column_tiles(), kLaneNumbers / std::max<int64_t>(1, numbers));
   return {std::max<int64_t>(1, std::min(wanted, most)), p.column_tiles()};
 }
 
-// A tile's similarities and one row of its mask.
-template <class T>
-class TileMemory {
- public:
-  using A = Accumulate<T>;
+// A tile of similarities u [rows, ld]: rows row .. row + rows by columns column .. column + columns.
+template <class A>
+struct PairTile {
+  PairSelection selection;
+  const A *lower, *upper;
+  A* u;
+  int64_t ld, row, rows, column, columns;
+  Mask<A>* mask;  // [columns], that of one row at a time
 
-  explicit TileMemory(const Problem& p)
-      : ld(std::min(p.column_tile, p.columns.n)),
-        u_(at::empty({std::min(p.row_tile, p.rows.n) * ld}, p.accumulate())),
-        mask_(ld) {}
-
-  A* u() { return mutable_data<A>(u_); }
-  Mask<A>* mask() { return mask_.data(); }
-
-  const int64_t ld;
-
- private:
-  at::Tensor u_;  // aligned, as the GEMM likes it
-  std::vector<Mask<A>> mask_;
+  // Sets the mask to that of the tile's row i.
+  HK_INLINE void mask_row(int64_t i) const {
+    pair_mining::mask_row(selection, lower, upper, row + i, column, columns, static_cast<const A*>(u + i * ld), mask);
+  }
 };
 
-// make(first row, rows, lane) gives a std::unique_ptr to a part; its take(i, first column, count, u, mask) gets row i
-// of the tile of rows, the columns of a lane in rising order; merge(first row, rows, parts) gets the parts of all
-// lanes.
-template <class T, class Make, class Merge>
-void sweep(const Problem& p, const Lanes& lanes, Make make, Merge merge) {
-  using Part = decltype(make(int64_t(), int64_t(), int64_t()));
-  const at::Tensor row_squares = squared_norms(p, p.rows);
-  const at::Tensor column_squares = p.self ? row_squares : squared_norms(p, p.columns);
-  std::vector<Part> parts(p.row_tiles() * lanes.count);
+// The tiles of similarities and one row of a mask.
+template <class T>
+struct MaskedTiles : Tiles<T> {
+  using A = Accumulate<T>;
+
+  template <class Memory>
+  MaskedTiles(Memory& memory, const PairProblem<T>& problem, const SideNumbers<A>& squared_norms)
+      : Tiles<T>(memory, problem, squared_norms), problem(problem), mask(memory.template take<Mask<A>>(this->ld)) {}
+
+  // The tile of the taken rows and columns, computed.
+  PairTile<A> tile(int64_t row, int64_t column) {
+    this->compute();
+    const int64_t rows = this->rows().rows, columns = this->columns().rows;
+    return {problem.selection, problem.lower, problem.upper, this->u(), this->ld, row, rows, column, columns, mask};
+  }
+
+  const PairProblem<T>& problem;
+  Mask<A>* const mask;
+};
+
+// Hands the rows of a tile to a part, whose take is inlined into the loop.
+template <class Part>
+struct VisitRows {
+  template <class A>
+  static HK_INLINE void run(const PairTile<A>* tile, Part* part) {
+    for (int64_t i = 0; i < tile->rows; ++i) {
+      tile->mask_row(i);
+      part->take(i, tile->column, tile->columns, static_cast<const A*>(tile->u + i * tile->ld),
+                 static_cast<const Mask<A>*>(tile->mask));
+    }
+  }
+};
+
+// Part: the pieces of a unit (see InWorkspace). make(first row, rows, lane) gives a InWorkspace<Part>, whose start() is
+// called before the first tile; its take(i, first column, count, u, mask) gets row i of the tile of rows, the columns
+// of a lane in rising order; merge(first row, rows, parts) gets the parts of all lanes, an array of optionals.
+template <class Part, class T, class Make, class Merge>
+void sweep(const PairProblem<T>& p, const Lanes& lanes, const Make& make, const Merge& merge) {
+  using A = Accumulate<T>;
+  const SideNumbers<A> squares = squared_norms(p);
+  std::vector<std::optional<InWorkspace<Part>>> parts(p.row_tiles() * lanes.count);
   std::vector<std::atomic<int64_t>> missing(p.row_tiles());
   for (auto& lanes_missing : missing) lanes_missing = lanes.count;
   Interrupt interrupt;
   in_parallel(int64_t(parts.size()), [&](int64_t unit) {
     const int64_t tile = unit / lanes.count, lane = unit % lanes.count;
-    const int64_t row = tile * p.row_tile, rows = std::min(p.row_tile, p.rows.n - row);
-    Part part = make(row, rows, lane);
-    TileMemory<T> memory(p);
-    Tiles<T> tiles(p, row_squares, column_squares);
-    tiles.take_rows(row, rows);
+    const int64_t row = tile * p.row_tile, rows = std::min(p.row_tile, p.n - row);
+    InWorkspace<MaskedTiles<T>> tiles(p, squares);
+    InWorkspace<Part>& part = parts[unit].emplace(make(row, rows, lane));
+    part->start();
+    tiles->take_rows(row, rows);
     for (int64_t b = lanes.begin(lane); b < lanes.begin(lane + 1); ++b) {
-      const int64_t first = b * p.column_tile, count = std::min(p.column_tile, p.columns.n - first);
+      const int64_t first = b * p.column_tile, count = std::min(p.column_tile, p.m - first);
       if (!may_count(p, row, rows, first, count)) continue;
       if (interrupt.called()) return;
-      tiles.take_columns(first, count);
-      tiles.similarities(memory.u(), memory.ld);
-      for (int64_t i = 0; i < rows; ++i) {
-        const auto* u = memory.u() + i * memory.ld;
-        counting_pairs(p, row + i, first, count, u, memory.mask());
-        part->take(i, first, count, u, memory.mask());
-      }
+      tiles->take_columns(first, count);
+      const PairTile<A> computed = tiles->tile(row, first);
+      simd::run<VisitRows<Part>>(&computed, &*part);
     }
-    parts[unit] = std::move(part);
     if (missing[tile].fetch_sub(1) > 1) return;
     merge(row, rows, parts.data() + tile * lanes.count);
     for (int64_t k = 0; k < lanes.count; ++k) parts[tile * lanes.count + k].reset();
   });
   interrupt.rethrow();
-}
-
-// Where the entries of every row begin and end, [n + 1], checked; a copy.
-inline at::Tensor checked_offsets(const at::Tensor& offsets, int64_t n, int64_t total) {
-  TORCH_CHECK_TYPE(offsets.scalar_type() == at::kLong, "offsets must be int64; got ", offsets.scalar_type());
-  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) == n + 1, "offsets must be [", n + 1, "]; got ",
-                    offsets.sizes());
-  TORCH_CHECK_VALUE(offsets.device().is_cpu(), "offsets must be on the cpu; got ", offsets.device());
-  const at::Tensor kept = own_copy(offsets);
-  const int64_t* offset = data<int64_t>(kept);
-  TORCH_CHECK_VALUE(offset[0] == 0 && std::is_sorted(offset, offset + n + 1) && offset[n] == total,
-                    "offsets must rise from 0 to ", total);
-  return kept;
 }
 
 // Bit j tells whether u[j] counts and beats `bar`: it is larger, or NaN, or the bar is NaN. At most 32 pairs.

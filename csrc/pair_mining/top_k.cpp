@@ -4,11 +4,9 @@
 // when its buffer is full. The smallest of k is the bar that a pair must beat, and most of a tile is turned away 32
 // pairs at a time.
 
-#include <torch/library.h>
+#include <functional>
 
-#include <algorithm>
-#include <tuple>
-
+#include "selections.h"
 #include "sweep.h"
 
 namespace hyperkernels::pair_mining {
@@ -37,28 +35,55 @@ struct Candidate {
   static int64_t column(Word word) { return int64_t(Bits(~Bits(word))); }
 };
 
+// The candidates of a tile of rows.
 template <class A>
 class TopK {
  public:
   using Word = typename Candidate<A>::Word;
 
   // most: how many candidates a row can have at all.
-  TopK(int64_t rows, int64_t k, int64_t most)
-      : k_(k), sorted_(k <= kSorted), capacity_(sorted_ ? k + 1 : std::min(most, 2 * k)), rows_(rows) {
-    words_.reset(new Word[rows * capacity_]);
-    for (int64_t i = 0; sorted_ && i < rows; ++i) {
-      Word* words = words_.get() + i * capacity_;
+  template <class Memory>
+  TopK(Memory& memory, int64_t rows, int64_t k, int64_t most)
+      : row_count_(rows),
+        k_(k),
+        sorted_(k <= kSorted),
+        capacity_(sorted_ ? k + 1 : std::min(most, 2 * k)),
+        rows_(memory.template take<Row>(rows)),
+        words_(memory.template take<Word>(rows * capacity_)) {}
+
+  void start() {
+    std::fill_n(rows_, row_count_, Row());
+    for (int64_t i = 0; sorted_ && i < row_count_; ++i) {
+      Word* words = words_ + i * capacity_;
       words[0] = ~Word(0);  // above every candidate
       std::fill(words + 1, words + capacity_, Word(0));
     }
   }
 
-  void take(int64_t i, int64_t first, int64_t count, const A* u, const Mask<A>* mask) {
-    if (!rows_[i].closed) simd::run<Gather>(this, i, first, count, u, mask);
+  HK_INLINE void take(int64_t i, int64_t first, int64_t count, const A* u, const Mask<A>* mask) {
+    Row& row = rows_[i];
+    if (row.closed) return;
+    for (int64_t j = 0; j < count; j += 32) {
+      const A bar = row.bar;
+      uint32_t bits = count - j < 32 ? beating(u + j, mask + j, bar, count - j) : beating(u + j, mask + j, bar, 32);
+      for (; bits != 0; bits &= bits - 1) {
+        const int64_t at = j + __builtin_ctz(bits);
+        const Word word = Candidate<A>::pack(u[at], first + at);
+        Word* words = words_ + i * capacity_;
+        if (sorted_) {
+          insert(word, words + 1, k_);
+          row.size = std::min(row.size + 1, k_);
+          if (row.size == k_) row.raise(words[k_]);
+        } else {
+          append(row, word, words);
+        }
+      }
+    }
   }
 
-  const Word* begin(int64_t i) const { return words_.get() + i * capacity_ + (sorted_ ? 1 : 0); }
-  const Word* end(int64_t i) const { return begin(i) + rows_[i].size; }
+  int64_t capacity() const { return capacity_; }
+  Word* begin(int64_t i) const { return words_ + i * capacity_ + (sorted_ ? 1 : 0); }
+  Word* end(int64_t i) const { return begin(i) + rows_[i].size; }
 
  private:
   struct Row {
@@ -69,28 +94,6 @@ class TopK {
     void raise(Word kth) {
       bar = Candidate<A>::value(kth);
       closed = bar != bar;
-    }
-  };
-
-  struct Gather {
-    static HK_INLINE void run(TopK* self, int64_t i, int64_t first, int64_t count, const A* u, const Mask<A>* mask) {
-      Row& row = self->rows_[i];
-      for (int64_t j = 0; j < count; j += 32) {
-        const A bar = row.bar;
-        uint32_t bits = count - j < 32 ? beating(u + j, mask + j, bar, count - j) : beating(u + j, mask + j, bar, 32);
-        for (; bits != 0; bits &= bits - 1) {
-          const int64_t at = j + __builtin_ctz(bits);
-          const Word word = Candidate<A>::pack(u[at], first + at);
-          Word* words = self->words_.get() + i * self->capacity_;
-          if (self->sorted_) {
-            insert(word, words + 1, self->k_);
-            row.size = std::min(row.size + 1, self->k_);
-            if (row.size == self->k_) row.raise(words[self->k_]);
-          } else {
-            self->append(row, word, words);
-          }
-        }
-      }
     }
   };
 
@@ -114,61 +117,70 @@ class TopK {
     row.raise(words[k_ - 1]);
   }
 
-  const int64_t k_;
+  const int64_t row_count_, k_;
   const bool sorted_;
   const int64_t capacity_;
-  std::vector<Row> rows_;
-  std::unique_ptr<Word[]> words_;
+  Row* const rows_;
+  Word* const words_;
 };
 
-template <class T>
-std::tuple<at::Tensor, at::Tensor> top_k(const Problem& p, int64_t k) {
-  using A = Accumulate<T>;
-  at::Tensor values = at::empty({p.rows.n, k}, p.accumulate()), indices = at::empty({p.rows.n, k}, p.integers());
-  if (k == 0) return {values, indices};
-  const Lanes lanes = lanes_of(p, p.rows.n * 2 * std::min(k, p.columns.n));
-  const int64_t lane_columns = std::min(p.columns.n, (p.column_tiles() / lanes.count + 1) * p.column_tile);
-  const auto make = [&](int64_t, int64_t rows, int64_t) { return std::make_unique<TopK<A>>(rows, k, lane_columns); };
-  const auto merge = [&](int64_t row, int64_t rows, const std::unique_ptr<TopK<A>>* parts) {
-    std::vector<typename TopK<A>::Word> best;
-    for (int64_t i = 0; i < rows; ++i) {
-      best.clear();
-      for (int64_t lane = 0; lane < lanes.count; ++lane) {
-        best.insert(best.end(), parts[lane]->begin(i), parts[lane]->end(i));
-      }
-      const int64_t found = std::min<int64_t>(k, best.size());
-      std::nth_element(best.begin(), best.begin() + found, best.end(), std::greater<>());
-      std::sort(best.begin(), best.begin() + found, std::greater<>());
-      A* value = mutable_data<A>(values) + (row + i) * k;
-      int64_t* index = mutable_data<int64_t>(indices) + (row + i) * k;
-      for (int64_t j = 0; j < found; ++j) {
-        value[j] = Candidate<A>::value(best[j]);
-        index[j] = Candidate<A>::column(best[j]);
-      }
-      std::fill(value + found, value + k, -std::numeric_limits<A>::infinity());
-      std::fill(index + found, index + k, int64_t(-1));
-    }
-  };
-  sweep<T>(p, lanes, make, merge);
-  return {values, indices};
-}
+// The candidates of row i, best first. Those of several lanes are brought together in `all`.
+template <class A>
+struct BestOfRow {
+  using Word = typename Candidate<A>::Word;
 
-std::tuple<at::Tensor, at::Tensor> pair_top_k(const at::Tensor& x, const std::optional<at::Tensor>& ref,
-                                              const at::Tensor& label, const at::Tensor& ref_label,
-                                              const at::Tensor& id, const at::Tensor& ref_id,
-                                              const std::optional<at::Tensor>& lower,
-                                              const std::optional<at::Tensor>& upper, c10::string_view select,
-                                              c10::string_view similarity, int64_t k, int64_t row_tile,
-                                              int64_t column_tile) {
-  const Problem p =
-      make_problem(x, ref, label, ref_label, id, ref_id, lower, upper, select, similarity, row_tile, column_tile);
-  TORCH_CHECK_VALUE(k >= 0, "k must not be negative; got ", k);
-  TORCH_CHECK_VALUE(p.columns.n <= int64_t(1) << 32, "at most 2^32 columns; got ", p.columns.n);
-  return with_storage(p, [&](auto t) { return top_k<decltype(t)>(p, k); });
-}
+  BestOfRow(const std::optional<InWorkspace<TopK<A>>>* parts, int64_t lanes, int64_t i, int64_t k, Buffer<Word>& all) {
+    Word* end;
+    if (lanes == 1) {
+      words = (*parts[0])->begin(i);
+      end = (*parts[0])->end(i);
+    } else {
+      all.reserve(lanes * (*parts[0])->capacity());
+      words = end = all.data();
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        end = std::copy((*parts[lane])->begin(i), (*parts[lane])->end(i), end);
+    }
+    found = std::min<int64_t>(k, end - words);
+    std::nth_element(words, words + found, end, std::greater<>());
+    std::sort(words, words + found, std::greater<>());
+  }
+
+  Word* words;
+  int64_t found;
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(hyperkernels, CPU, m) { m.impl("pair_top_k", pair_top_k); }
+template <class T>
+void pair_top_k(const TopKCall<T>& call) {
+  using A = Accumulate<T>;
+  using Part = TopK<A>;
+  const PairProblem<T>& p = call.problem;
+  const int64_t k = call.k;
+  if (k == 0) return;
+  const Lanes lanes = lanes_of(p, p.n * 2 * std::min(k, p.m));
+  const int64_t lane_columns = std::min(p.m, (p.column_tiles() / lanes.count + 1) * p.column_tile);
+  const auto make = [&](int64_t, int64_t rows, int64_t) { return InWorkspace<Part>(rows, k, lane_columns); };
+  const auto merge = [&](int64_t row, int64_t rows, const std::optional<InWorkspace<Part>>* parts) {
+    Buffer<typename Part::Word> all;
+    for (int64_t i = 0; i < rows; ++i) {
+      const BestOfRow<A> best(parts, lanes.count, i, k, all);
+      A* value = call.values + (row + i) * k;
+      int64_t* index = call.indices + (row + i) * k;
+      for (int64_t j = 0; j < best.found; ++j) {
+        value[j] = Candidate<A>::value(best.words[j]);
+        index[j] = Candidate<A>::column(best.words[j]);
+      }
+      std::fill(value + best.found, value + k, -std::numeric_limits<A>::infinity());
+      std::fill(index + best.found, index + k, int64_t(-1));
+    }
+  };
+  sweep<Part>(p, lanes, make, merge);
+}
+
+template void pair_top_k(const TopKCall<double>&);
+template void pair_top_k(const TopKCall<float>&);
+template void pair_top_k(const TopKCall<simd::Bfloat16>&);
+template void pair_top_k(const TopKCall<simd::Half>&);
 
 }  // namespace hyperkernels::pair_mining

@@ -1,29 +1,44 @@
 // The vectorised inner loops of the gradient of the pair statistics.
 #pragma once
 
-#include "products.h"
+#include "../common/math.h"
 #include "statistics.h"
 
 namespace hyperkernels::pair_mining {
 
-// The numbers of one side, [n] each.
+// The numbers of one side, [n] each, all present.
 template <class A>
-struct Terms {
-  const A *lower, *upper, *scale, *offset, *value, *c0, *c1, *k0, *k1;
+struct PairTerms {
+  const A *lower, *upper, *scale, *offset, *lse, *c0, *c1, *k0, *k1;
+};
+
+// A tile u [rows, ld] that becomes h, the gradients of its pairs.
+template <class A>
+struct WeighTile {
+  const PairSelection* selection;
+  Similarity similarity;
+  const PairTerms<A>*of_rows, *of_columns;
+  A p0, p1;
+  A* u;
+  int64_t ld, row, rows, column, columns;
+  Mask<A>* mask;        // [2, columns], memory
+  A* h;                 // [columns], memory
+  double* row_sums;     // [rows]
+  double* column_sums;  // [columns]
 };
 
 // dL/du of a pair that counts, by the numbers of one of its ends. The similarity is computed again from the same
-// numbers, but value was rounded, which a large scale magnifies: a share of a log-sum-exp is at most 1.
+// numbers, but lse was rounded, which a large scale magnifies: a share of a log-sum-exp is at most 1.
 template <Kind kKind, class A>
-HK_INLINE A weight(A u, A scale, A offset, A value, A c0, A c1, A k0, A k1, A p0, A p1) {
+HK_INLINE A weight(A u, A scale, A offset, A lse, A c0, A c1, A k0, A k1, A p0, A p1) {
   const A constant = k0 + k1 * u;
   if constexpr (kKind == Kind::kLinear) {
-    const A power = scale * u - value;
+    const A power = scale * u - lse;
     return (c0 + c1 * u) * simd::exp(power > 0 ? A(0) : power) + constant;
   } else if constexpr (kKind == Kind::kCircle) {
     const A sign = A(scale > 0) - A(scale < 0);  // without a branch: it is constant in some loops
     const A v = sign * u, a = v + p0 < 0 ? A(0) : v + p0;
-    const A power = sign * scale * a * (v + p1) - value;
+    const A power = sign * scale * a * (v + p1) - lse;
     return c0 * a * simd::exp(power > 0 ? A(0) : power) + constant;
   } else if constexpr (kKind == Kind::kSoftplus) {
     return c0 * simd::sigmoid(scale * u + offset) + constant;
@@ -32,33 +47,35 @@ HK_INLINE A weight(A u, A scale, A offset, A value, A c0, A c1, A k0, A k1, A p0
   }
 }
 
-// Replaces a tile u [rows, ld] by h, the gradients of its pairs through both ends that have numbers. For distances h is
-// what the difference of the two vectors is multiplied by, and its sums go to row_sums [rows] and column_sums
-// [columns]. mask has room for 2 * columns, h for `columns` numbers.
+// h holds the gradients through both ends that have numbers: the columns where kColumns. For distances h is what the
+// difference of the two vectors is multiplied by, and its sums go to row_sums and column_sums.
 template <Kind kKind, bool kColumns>
 struct WeighRows {
   template <class A>
-  static HK_INLINE void run(const Problem* problem, const Terms<A>* of_rows, const Terms<A>* of_columns, A p0, A p1,
-                            A* u, int64_t ld, int64_t row, int64_t rows, int64_t column, int64_t columns, Mask<A>* mask,
-                            A* h, double* row_sums, double* column_sums) {
-    const Terms<A>& r = *of_rows;
-    const Similarity similarity = problem->similarity;
-    Mask<A>* other = mask + columns;
+  static HK_INLINE void run(const WeighTile<A>* tile) {
+    const PairTerms<A>&r = *tile->of_rows, &of_columns = *tile->of_columns;
+    const Similarity similarity = tile->similarity;
+    const A p0 = tile->p0, p1 = tile->p1;
+    const int64_t row = tile->row, column = tile->column, columns = tile->columns;
+    Mask<A>*mask = tile->mask, *other = mask + columns;
+    double* column_sums = tile->column_sums;
+    A *u = tile->u, *h = tile->h;
     for (int64_t j = 0; j < columns; ++j) column_sums[j] = 0;
-    for (int64_t i = row; i < row + rows; ++i, u += ld) {
-      SelectPairs::run(problem, i, column, columns, mask);
-      if constexpr (kColumns)
-        within_each(u, of_columns->lower + column, of_columns->upper + column, columns, mask, other);
-      WithinBounds::run(static_cast<const A*>(u), r.lower[i], r.upper[i], columns, mask);
-      const A scale = r.scale[i], offset = r.offset[i], value = r.value[i];
+    for (int64_t i = row; i < row + tile->rows; ++i, u += tile->ld) {
+      select_pairs(*tile->selection, i, column, columns, mask);
+      if constexpr (kColumns) {
+        keep_within_each(u, of_columns.lower + column, of_columns.upper + column, columns, mask, other);
+      }
+      keep_within(static_cast<const A*>(u), r.lower[i], r.upper[i], columns, mask);
+      const A scale = r.scale[i], offset = r.offset[i], lse = r.lse[i];
       const A c0 = r.c0[i], c1 = r.c1[i], k0 = r.k0[i], k1 = r.k1[i];
 #pragma omp simd
       for (int64_t j = 0; j < columns; ++j) {
-        const A w = weight<kKind>(u[j], scale, offset, value, c0, c1, k0, k1, p0, p1);
+        const A w = weight<kKind>(u[j], scale, offset, lse, c0, c1, k0, k1, p0, p1);
         h[j] = mask[j] != 0 ? w : A(0);
       }
       if constexpr (kColumns) {
-        add_columns(u, *of_columns, column, columns, p0, p1, other, h);
+        add_columns(u, of_columns, column, columns, p0, p1, other, h);
 #pragma omp simd
         for (int64_t j = 0; j < columns; ++j) mask[j] |= other[j];
       }
@@ -77,50 +94,27 @@ struct WeighRows {
         sum += double(by);
         column_sums[j] += double(by);
       }
-      row_sums[i - row] = sum;
+      tile->row_sums[i - row] = sum;
     }
   }
 
  private:
   template <class A>
-  static HK_INLINE void within_each(const A* u, const A* lower, const A* upper, int64_t count, const Mask<A>* mask,
-                                    Mask<A>* out) {
+  static HK_INLINE void keep_within_each(const A* u, const A* lower, const A* upper, int64_t count, const Mask<A>* mask,
+                                         Mask<A>* out) {
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) out[j] = u[j] <= lower[j] || u[j] >= upper[j] ? Mask<A>(0) : mask[j];
   }
 
   template <class A>
-  static HK_INLINE void add_columns(const A* u, const Terms<A>& terms, int64_t column, int64_t count, A p0, A p1,
+  static HK_INLINE void add_columns(const A* u, const PairTerms<A>& terms, int64_t column, int64_t count, A p0, A p1,
                                     const Mask<A>* mask, A* h) {
-    const A *scale = terms.scale + column, *offset = terms.offset + column, *value = terms.value + column;
+    const A *scale = terms.scale + column, *offset = terms.offset + column, *lse = terms.lse + column;
     const A *c0 = terms.c0 + column, *c1 = terms.c1 + column, *k0 = terms.k0 + column, *k1 = terms.k1 + column;
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) {
-      const A w = weight<kKind>(u[j], scale[j], offset[j], value[j], c0[j], c1[j], k0[j], k1[j], p0, p1);
+      const A w = weight<kKind>(u[j], scale[j], offset[j], lse[j], c0[j], c1[j], k0[j], k1[j], p0, p1);
       h[j] += mask[j] != 0 ? w : A(0);
-    }
-  }
-};
-
-// out = the sum over planes of sums [planes, n, dim], less x by the sum over planes of weights [planes, n], which is
-// null where there are none. Of `count` rows; out may be the first plane.
-struct FinishGradient {
-  template <class T, class A>
-  static HK_INLINE void run(A* sums, const double* weights, const T* x, int64_t planes, int64_t n, int64_t dim,
-                            int64_t count, T* out) {
-    for (int64_t i = 0; i < count; ++i, sums += dim, x += dim, out += dim) {
-      double weight = 0;
-      for (int64_t plane = 0; plane < planes; ++plane) {
-        if (weights != nullptr) weight += weights[plane * n + i];
-        if (plane > 0) AddScaled::run(static_cast<const A*>(sums + plane * n * dim), A(1), dim, sums);
-      }
-      // A row without pairs may hold anything.
-      if (weight != 0) {
-#pragma omp simd
-        for (int64_t k = 0; k < dim; ++k) sums[k] = A(double(sums[k]) - weight * double(simd::load(x + k)));
-      }
-#pragma omp simd
-      for (int64_t k = 0; k < dim; ++k) simd::store(out + k, sums[k]);
     }
   }
 };

@@ -1,269 +1,76 @@
-// Pairs of points: their angle, and the geodesic that joins them.
+#include "points.h"
 
-#include <torch/library.h>
-
-#include <optional>
-
-#include "rows.h"
+#include "arguments.h"
 
 namespace hyperkernels::sphere {
 
 namespace {
 
-using simd::store;
-using Optional = std::optional<at::Tensor>;
-
-enum class Kind { kAngle, kSlerp, kLog };
-
-// |y^ + x^| in units of the accumulator's epsilon, below which two points count as opposite.
-constexpr double kOpposite = 16;
-constexpr double kPi = 3.14159265358979323846;
-
-// How y lies as seen from x. The part of y that is orthogonal to x is w = e - along x with e = y + shift x. Where the
-// points are near or nearly opposite, e is y^ - x^ or y^ + x^ but for its length: it keeps the digits that y . x has
-// lost, and whatever the rounding of shift, y remains the sum of w and a multiple of x.
-template <class A>
-struct Geodesic {
-  A shift;
-  double along, inverse;  // inverse: 1 / |w|, 0 where w = 0
-  double angle, cosine, sine;
-  bool opposite;
-};
-
-template <class A>
-HK_INLINE Geodesic<A> geodesic(const Pair<A>& pair, int64_t dim) {
-  constexpr double kLimit = kOpposite * std::numeric_limits<A>::epsilon();
-  const Row<A>&x = pair.x, &y = pair.y;
-  Geodesic<A> way;
-  double squares = y.is_short ? 0 : y.norm * y.norm, product = pair.product;  // |e|^2 and e . x
-  way.shift = 0;
-  way.cosine = product / (x.norm * y.norm);
-  if (std::abs(way.cosine) > 0.5) {
-    way.shift = A(way.cosine > 0 ? -y.norm / x.norm : y.norm / x.norm);
-    const Sums s = sums<A>(dim, [&](int64_t i, A& ee, A& ex, A&, A&) HK_LAMBDA {
-      const A e = y.data[i] + way.shift * x.data[i];
-      ee += e * e;
-      ex += e * x.data[i];
-    });
-    squares = s.a;
-    product = s.b;
-  }
-  way.along = product / (x.norm * x.norm);
-  way.cosine = (way.along - double(way.shift)) * x.norm / y.norm;
-  // Of parallel rows of different lengths only the rounding of e is left.
-  const double rest = squares - product * way.along;
-  const double width = rest <= kOpposite * std::numeric_limits<A>::epsilon() * squares ? 0 : std::sqrt(rest);
-  way.inverse = width == 0 ? 0 : 1 / width;
-  way.sine = y.is_short ? 1 : width / y.norm;  // a zero row is at a right angle from every other
-  way.opposite =
-      (x.is_short && y.is_short) || way.sine * way.sine + (1 + way.cosine) * (1 + way.cosine) <= kLimit * kLimit;
-  way.angle = way.opposite ? kPi : double(std::atan2(A(way.sine), A(way.cosine)));
-  return way;
-}
-
-// The unit tangent at x^ towards the axis of its smallest coordinate: weight (axis - position x^).
-struct Crossing {
-  int64_t axis;
-  double position, weight;
-};
-
-template <class A>
-HK_INLINE Crossing crossing(const Row<A>& x, int64_t dim) {
-  int64_t axis = 0;
-  for (int64_t i = 1; i < dim; ++i) axis = std::abs(x.data[i]) < std::abs(x.data[axis]) ? i : axis;
-  const double position = double(x.data[axis]) / x.norm, rest = 1 - position * position;
-  return {axis, position, rest < 0.25 ? 0 : 1 / std::sqrt(rest)};  // on a circle of no width there is none
-}
-
-template <class S>
-struct Points {
-  Matrix<S> x, y;
-  const Accumulate<S>* t;
-  int64_t dim;
-  Kind kind;
-};
-
-// Writes along the geodesic: forward x^ + sideways u, where u is the unit tangent at x^ that leads to y^.
-struct PointsRows {
-  template <class S, class A>
-  static HK_INLINE void run(const Points<S>* of, A* angles, S* out, int64_t begin, int64_t end) {
-    const int64_t dim = of->dim;
-    std::vector<A> scratch(2 * dim);
-    for (int64_t row = begin; row < end; ++row) {
-      const Pair<A> pair = bring(of->x.row(row), of->y.row(row), scratch.data(), dim);
-      const Row<A>&x = pair.x, &y = pair.y;
-      const Geodesic<A> way = geodesic(pair, dim);
-      if (of->kind == Kind::kAngle) {
-        angles[row] = A(way.angle);
-        continue;
-      }
-      const A turned = of->kind == Kind::kLog ? A(0) : of->t[row] * A(way.angle);
-      const double forward = of->kind == Kind::kLog ? 0 : double(simd::cos(turned));
-      const double sideways = of->kind == Kind::kLog ? way.angle : double(simd::sin(turned));
-      S* to = out + row * dim;
-      if (way.opposite) {
-        const Crossing c = crossing(x, dim);
-        const A scale = A((forward - sideways * c.weight * c.position) / x.norm);
-#pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) store(to + i, scale * x.data[i]);
-        store(to + c.axis, A(scale * x.data[c.axis] + sideways * c.weight));
-      } else {
-        const A across = A(sideways * way.inverse), scale = A(forward / x.norm - sideways * way.inverse * way.along);
-#pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) {
-          store(to + i, scale * x.data[i] + across * (y.data[i] + way.shift * x.data[i]));
-        }
-      }
-    }
-  }
-};
-
-// A gradient: point x^ + tangent u + given g.
-struct Combination {
-  double point, tangent, given;
-};
-
-struct Gradients {
-  Combination dx, dy;  // of x^ and y^
-  double dt;
-};
-
-// gx = g . x^ and gu = g . u; what of g is orthogonal to both is scaled, in dx and dy alike by how geodesics spread.
-template <class A>
-HK_INLINE Gradients gradients(Kind kind, const Geodesic<A>& way, double t, double gx, double gu) {
-  const double angle = way.angle, sine = way.sine, cosine = way.cosine;
-  const auto spread = [&](double share) { return sine == 0 ? share : double(std::sin(A(share * angle))) / sine; };
-  if (kind == Kind::kSlerp) {
-    const double change = gu * std::cos(A(t * angle)) - gx * std::sin(A(t * angle));
-    const double from = spread(1 - t), to = spread(t);
-    return {{-from * gx, (1 - t) * change - from * gu, from},
-            {-t * change * sine - to * gx, t * change * cosine - to * gu, to},
-            angle * change};
-  }
-  const double ratio = sine == 0 ? 1 : angle / sine, from = -ratio * cosine;
-  return {{-from * gx, -(gu + angle * gx) - from * gu, from},
-          {-gu * sine - ratio * gx, gu * cosine - ratio * gu, ratio},
-          0};
-}
-
-struct PointsBackwardRows {
-  template <class S, class A>
-  static HK_INLINE void run(const Points<S>* of, const A* angle_grad, const S* grad, S* dx, S* dy, A* dt, int64_t begin,
-                            int64_t end) {
-    const int64_t dim = of->dim;
-    std::vector<A> scratch(3 * dim);
-    for (int64_t row = begin; row < end; ++row) {
-      const Pair<A> pair = bring(of->x.row(row), of->y.row(row), scratch.data(), dim);
-      const Row<A>&x = pair.x, &y = pair.y;
-      const Geodesic<A> way = geodesic(pair, dim);
-      const A* g = x.data;  // of an angle there is no gradient row: this one is read with a factor of 0
-      Gradients result;
-      if (of->kind == Kind::kAngle) {
-        const double given = double(angle_grad[row]);
-        result = {{0, -given, 0}, {-given * way.sine, given * way.cosine, 0}, 0};
-      } else {
-        g = plain(grad + row * dim, scratch.data() + 2 * dim, dim);
-        const Sums s = sums<A>(dim, [&](int64_t i, A& gx, A& ge, A&, A&) HK_LAMBDA {
-          gx += g[i] * x.data[i];
-          ge += g[i] * (y.data[i] + way.shift * x.data[i]);
-        });
-        const double t = of->kind == Kind::kSlerp ? double(of->t[row]) : 0, gx = s.a / x.norm;
-        result = gradients(of->kind, way, t, gx, (s.b - way.along * s.a) * way.inverse);
-        if (way.opposite) {
-          const Crossing c = crossing(x, dim);
-          const double gc = c.weight * (double(g[c.axis]) - c.position * gx);
-          result.dt = way.angle * (gc * std::cos(A(t * way.angle)) - gx * std::sin(A(t * way.angle)));
-        }
-      }
-      if (dt != nullptr) dt[row] = A(result.dt);
-      write(dx, row, result.dx, way.opposite ? 0 : x.inverse, x, y, g, way, dim);
-      write(dy, row, result.dy, way.opposite ? 0 : y.inverse, x, y, g, way, dim);
-    }
-  }
-
-  template <class S, class A>
-  static HK_INLINE void write(S* out, int64_t row, const Combination& of, double factor, const Row<A>& x,
-                              const Row<A>& y, const A* g, const Geodesic<A>& way, int64_t dim) {
-    if (out == nullptr) return;
-    S* to = out + row * dim;
-    if (factor == 0) {
-      std::fill(to, to + dim, S{});
-      return;
-    }
-    const double tangent = of.tangent * way.inverse;
-    const A a = A((of.point / x.norm - tangent * way.along) * factor), b = A(tangent * factor),
-            c = A(of.given * factor);
-#pragma omp simd
-    for (int64_t i = 0; i < dim; ++i) {
-      store(to + i, a * x.data[i] + b * (y.data[i] + way.shift * x.data[i]) + c * g[i]);
-    }
-  }
-};
-
-Kind kind_of(c10::string_view kind, const Optional& t) {
-  TORCH_CHECK_VALUE(kind == "angle" || kind == "slerp" || kind == "log", "kind must be angle, slerp or log; got ",
-                    kind);
-  TORCH_CHECK_VALUE(t.has_value() == (kind == "slerp"), "t must be given for slerp, and for nothing else");
-  return kind == "angle" ? Kind::kAngle : kind == "slerp" ? Kind::kSlerp : Kind::kLog;
+PointsKind kind_of(std::string_view kind, const Optional& t) {
+  HK_CHECK_VALUE(kind == "angle" || kind == "slerp" || kind == "log", "kind must be angle, slerp or log; got ", kind);
+  HK_CHECK_VALUE(t.has_value() == (kind == "slerp"), "t must be given for slerp, and for nothing else");
+  return kind == "angle" ? PointsKind::kAngle : kind == "slerp" ? PointsKind::kSlerp : PointsKind::kLog;
 }
 
 // The inputs of both ops, checked.
 struct Given {
-  at::Tensor x, y, t;
-  Kind kind;
+  Tensor x, y;
+  Optional t;
+  PointsKind kind;
+  Dtype dtype, wide;
+  int64_t n, dim;
 
-  Given(const at::Tensor& a, const at::Tensor& b, const Optional& part, c10::string_view name)
+  Given(const Tensor& a, const Tensor& b, const Optional& part, std::string_view name)
       : x(rows_like(a, a, "x")), y(rows_like(b, a, "y")), kind(kind_of(name, part)) {
-    if (part.has_value()) t = numbers(*part, {x.size(0)}, accumulate_dtype(x), "t");
+    dtype = x.scalar_type();
+    wide = accumulate_dtype(dtype);
+    n = x.size(0);
+    dim = x.size(1);
+    if (part.has_value()) t = numbers(*part, {n}, wide, "t");
   }
 
   template <class S>
   Points<S> points() const {
-    return {matrix<S>(x), matrix<S>(y), data<Accumulate<S>>(t), x.size(1), kind};
+    return {rows_of<S>(x), rows_of<S>(y), data<Accumulate<S>>(t), dim, kind};
   }
 };
 
-at::Tensor sphere_points(const at::Tensor& a, const at::Tensor& b, const Optional& t, c10::string_view kind) {
+Tensor sphere_points(const Tensor& a, const Tensor& b, const Optional& t, std::string_view kind) {
   const Given given(a, b, t, kind);
-  const int64_t n = a.size(0), dim = a.size(1);
-  const bool is_angle = given.kind == Kind::kAngle;
-  const at::Tensor out =
-      is_angle ? at::empty({n}, a.options().dtype(accumulate_dtype(a))) : at::empty({n, dim}, a.options());
-  with_storage(a.scalar_type(), "x", [&](auto storage) {
+  const bool is_angle = given.kind == PointsKind::kAngle;
+  const Tensor out = is_angle ? empty({given.n}, given.wide) : empty({given.n, given.dim}, given.dtype);
+  with_storage(given.dtype, "x", [&](auto storage) {
     using S = decltype(storage);
     using A = Accumulate<S>;
     const Points<S> points = given.points<S>();
-    A* angles = is_angle ? mutable_data<A>(out) : nullptr;
-    S* rows = is_angle ? nullptr : mutable_data<S>(out);
-    if (out.numel() == 0) return;
-    at::parallel_for(0, n, grain(dim),
-                     [&](int64_t begin, int64_t end) { simd::run<PointsRows>(&points, angles, rows, begin, end); });
+    A* angles = is_angle ? result<A>(out) : nullptr;
+    S* rows = is_angle ? nullptr : result<S>(out);
+    if (angles == nullptr && rows == nullptr) return;
+    parallel_for(0, given.n, grain(given.dim),
+                 [&](int64_t begin, int64_t end) { simd::run<PointsRows>(&points, angles, rows, begin, end); });
   });
   return out;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sphere_points_backward(const at::Tensor& grad, const at::Tensor& a,
-                                                                      const at::Tensor& b, const Optional& t,
-                                                                      c10::string_view kind, bool need_x, bool need_y,
-                                                                      bool need_t) {
+std::tuple<Tensor, Tensor, Tensor> sphere_points_backward(const Tensor& grad, const Tensor& a, const Tensor& b,
+                                                          const Optional& t, std::string_view kind, bool need_x,
+                                                          bool need_y, bool need_t) {
   const Given given(a, b, t, kind);
-  const at::ScalarType wide = accumulate_dtype(a);
-  const bool is_angle = given.kind == Kind::kAngle;
-  const at::Tensor g = is_angle ? numbers(grad, {a.size(0)}, wide, "grad") : rows_like(grad, a, "grad").contiguous();
-  const int64_t n = a.size(0), dim = a.size(1);
-  const at::Tensor dx = wanted(need_x, a.sizes(), a, a.scalar_type());
-  const at::Tensor dy = wanted(need_y, a.sizes(), a, a.scalar_type());
-  const at::Tensor dt = wanted(need_t && t.has_value(), {n}, a, wide);
-  if (dim == 0) return {dx, dy, dt.zero_()};
-  with_storage(a.scalar_type(), "x", [&](auto storage) {
+  const int64_t n = given.n, dim = given.dim;
+  const bool is_angle = given.kind == PointsKind::kAngle;
+  const Tensor g = is_angle ? numbers(grad, {n}, given.wide, "grad") : packed(rows_like(grad, a, "grad"));
+  const Tensor dx = empty_if(need_x, {n, dim}, given.dtype), dy = empty_if(need_y, {n, dim}, given.dtype);
+  const Tensor dt = empty_if(need_t && t.has_value(), {n}, given.wide);
+  with_storage(given.dtype, "x", [&](auto storage) {
     using S = decltype(storage);
     using A = Accumulate<S>;
     const Points<S> points = given.points<S>();
+    A* to_t = result<A>(dt);
+    if (dim == 0) return std::fill_n(to_t, dt.numel(), A(0)), void();
     const A* angle_grad = is_angle ? data<A>(g) : nullptr;
     const S* rows = is_angle ? nullptr : data<S>(g);
-    S *to_x = mutable_data<S>(dx), *to_y = mutable_data<S>(dy);
-    A* to_t = mutable_data<A>(dt);
-    at::parallel_for(0, n, grain(dim), [&](int64_t begin, int64_t end) {
+    S *to_x = result<S>(dx), *to_y = result<S>(dy);
+    parallel_for(0, n, grain(dim), [&](int64_t begin, int64_t end) {
       simd::run<PointsBackwardRows>(&points, angle_grad, rows, to_x, to_y, to_t, begin, end);
     });
   });
@@ -272,9 +79,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sphere_points_backward(const at::
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(hyperkernels, CPU, m) {
-  m.impl("sphere_points", sphere_points);
-  m.impl("sphere_points_backward", sphere_points_backward);
+STABLE_TORCH_LIBRARY_IMPL(hyperkernels, CPU, m) {
+  HK_OP(m, "sphere_points", sphere_points);
+  HK_OP(m, "sphere_points_backward", sphere_points_backward);
 }
 
 }  // namespace hyperkernels::sphere

@@ -28,14 +28,12 @@ def library(name: str) -> str:
 def environment(folder: Path) -> dict[str, str]:
     options = ":".join(f"{name}={value}" for name, value in OPTIONS.items())
     options += f":log_path={folder / 'reports' / 'report'}"
-    path = os.pathsep.join([str(Path(__file__).parent / "path"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return os.environ | {
         # The sanitizer finds __cxa_throw only where the C++ library is there before it.
         "LD_PRELOAD": f"{library('libasan.so')} {library('libstdc++.so.6')}",
         "ASAN_OPTIONS": options,
         "UBSAN_OPTIONS": options,
-        "HYPERKERNELS_SANITIZED": str(folder),
-        "PYTHONPATH": path,
+        "HYPERKERNELS_LIBRARY": str(folder / "hyperkernels" / "libhyperkernels.so"),
     }
 
 

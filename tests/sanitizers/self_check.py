@@ -9,46 +9,41 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCE = ROOT / "csrc" / "unit_norm" / "cpu.cpp"
-CHANGES = (
-    ('#include "../', '#include "'),
-    (
-        "for (int64_t row = 0; row < rows; ++row, x += dim, y += dim)",
-        "for (int64_t row = 0; row <= rows; ++row, x += dim)",
-    ),
-    ("if (x.numel() == 0) return;", "if (std::numeric_limits<int64_t>::max() - 64 + x.numel() == 0) return;"),
-    ("TORCH_LIBRARY_IMPL(hyperkernels,", "TORCH_LIBRARY_IMPL(broken,"),
+SOURCE = ROOT / "csrc" / "unit_norm" / "rows.h"
+CHANGE = (
+    "for (int64_t row = 0; row < rows; ++row, x += dim, y += dim) {",
+    "if (std::numeric_limits<int64_t>::max() - 29 + rows == 0) return;\n"
+    "for (int64_t row = 0; row <= rows; ++row, x += dim) {",
 )
+PROGRAM = """#include <limits>
+#include "broken.h"
+extern "C" void call(const float* x, float* y, int64_t rows) {
+  hyperkernels::unit_norm::UnitNormRows::run(x, y, rows, 4, 1e-12);
+}
+"""
 CALL = """
-import sys, torch
-library = torch.library.Library("broken", "DEF")
-for schema in ("unit_norm(Tensor x, float eps) -> Tensor", "unit_norm_(Tensor(a!) x, float eps) -> ()",
-               "unit_norm_backward(Tensor grad, Tensor x, float eps) -> Tensor"):
-    library.define(schema)
-torch.ops.load_library(sys.argv[1])
-torch.ops.broken.unit_norm(torch.ones(int(sys.argv[2]), 4), 1e-12)
+import ctypes, sys, torch
+rows = int(sys.argv[2])
+x, y = torch.ones(rows, 4), torch.ones(rows, 4)
+ctypes.CDLL(sys.argv[1]).call(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(rows))
 """
 
 
 def build(folder: Path) -> Path:
     """The changed copy, compiled where it is older than its source."""
-    import torch
-    from torch.utils import cpp_extension
-
-    copy, built = folder / "broken.cpp", folder / "broken.so"
+    copy, program, built = folder / "broken.h", folder / "broken.cpp", folder / "broken.so"
+    old, new = CHANGE
     text = SOURCE.read_text()
-    for old, new in CHANGES:
-        assert text.count(old), f"{old!r} is not in {SOURCE}"
-        text = text.replace(old, new)
+    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {SOURCE}"
+    text = text.replace(old, new).replace('#include "../', '#include "')
     if built.exists() and copy.exists() and copy.read_text() == text:
         return built
     copy.write_text(text)
-    includes = [f"-I{path}" for path in (*cpp_extension.include_paths(), ROOT / "csrc")]
+    program.write_text(PROGRAM)
     flags = ["-shared", "-fPIC", "-std=c++20", "-fopenmp", *shlex.split(os.environ["HYPERKERNELS_CXXFLAGS"])]
-    libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-lc10", "-ltorch_cpu"]
-    sources = [str(copy), str(ROOT / "csrc" / "simd.cpp")]
     compiler = shlex.split(os.environ.get("CXX", "g++"))
-    subprocess.run([*compiler, *flags, *includes, *sources, *libraries, "-o", str(built)], check=True)
+    sources = [f"-I{ROOT / 'csrc'}", str(program), str(ROOT / "csrc" / "common" / "capability.cpp")]
+    subprocess.run([*compiler, *flags, *sources, "-o", str(built)], check=True)
     return built
 
 
@@ -63,7 +58,7 @@ def check(folder: Path, env: dict[str, str]) -> None:
         done = subprocess.run([sys.executable, "-c", CALL, library, str(rows)], env=own, capture_output=True, text=True)
         said = "".join(path.read_text() for path in folder.glob("expected*")) + done.stderr
         assert done.returncode != 0 and report in said, f"the sanitizers do not see a planted {report}:\n{said}"
-    which = "import hyperkernels._C as c; print(c.__file__)"
+    which = "from hyperkernels import _native; print(_native.PATH)"
     done = subprocess.run([sys.executable, "-c", which], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip().startswith(str(folder)), f"another build is in use: {done.stdout}{done.stderr}"
     print("the sanitizers see a planted out-of-bounds read and a planted overflow", flush=True)

@@ -1,16 +1,16 @@
 """What several test files share."""
 
 import contextlib
+import io
 import itertools
-import os
 import resource
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from hyperkernels import _native
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,6 +20,12 @@ REPORT: list[str] = []
 def report(line: str) -> None:
     """A line for the end of the run, of what a test found beyond its being green."""
     REPORT.append(line)
+
+
+def need_cpp_kernels() -> None:
+    """Skips the file that calls it where the C++ kernels are not built."""
+    if _native.OBSTACLE is not None:
+        pytest.skip(_native.OBSTACLE, allow_module_level=True)
 
 
 def combinations(*axes: Iterable[Any], everyday: Callable[..., bool]) -> list[Any]:
@@ -35,12 +41,28 @@ COMPILERS = combinations(["aot_eager", "inductor"], everyday=lambda compiler: co
 LOWER_CAPABILITIES = combinations(["baseline", "avx2"], everyday=lambda capability: capability == "baseline")
 
 
+@contextlib.contextmanager
+def instruction_set(capability: str) -> Iterator[None]:
+    """The C++ kernels of that set, in this process."""
+    before = _native.cpu_capability()
+    if _native.use_cpu_capability(capability) != capability:
+        _native.use_cpu_capability(before)
+        pytest.skip(f"this processor has no {capability}")
+    try:
+        yield
+    finally:
+        _native.use_cpu_capability(before)
+
+
 def assert_passes_at(capability: str, file: str, names: str) -> None:
-    """The tests of those names pass with the C++ kernels of an instruction set, which a process chooses once."""
-    environment = os.environ | {"HYPERKERNELS_CPU_CAPABILITY": capability}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", names]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    """The tests of those names pass with the C++ kernels of a lower instruction set than this processor's own."""
+    if capability == _native.cpu_capability():
+        pytest.skip(f"{capability} is this processor's own: the tests themselves run with it")
+    said = io.StringIO()
+    with instruction_set(capability), contextlib.redirect_stdout(said):
+        options = ["-q", "-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        code = pytest.main([*options, file, "-k", names])
+    assert code == 0, said.getvalue()[-3000:]
 
 
 @contextlib.contextmanager

@@ -2,19 +2,18 @@
 
 C++ mutants are compiled from the changed source and loaded over the registered kernels; Python mutants are patched in
 (tests/mutations/ has those that are a change of a line).
-Compiling is most of the work. So it is for one instruction set, with PyTorch's headers compiled beforehand, of what
-includes the changed file; the rest is the built extension's. `make clean` forgets what has been compiled.
+Compiling is most of the work. So it is for one instruction set, and what does not include the changed file is compiled
+once for all. `make clean` forgets what has been compiled.
 """
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,13 @@ from typing import Any
 import pytest
 import torch
 
+from hyperkernels import _native
 from tests.support import ROOT, report
 from tests.support.causes import VALUES
 
 UNCHANGED = "nothing changed"  # the mutant that stays green
 COMPILER = os.environ.get("CXX", "c++")
+TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # as in setup.py
 KEPT = ROOT / "build" / "mutants"
 
 # A failing example is enough: none is made smaller. The summary says what every red test died of.
@@ -69,7 +70,7 @@ class Mutant:
     old: str = ""
     new: str = ""
     python: str = ""
-    units: Sequence[str] = ()  # the C++ files that are compiled with the change; empty: all that include it
+    units: Sequence[str] = ()  # the C++ files that the change reaches; empty: all that include it
     caught_by: Sequence[str] = ()  # tests of which all must go red; empty: any of the family's
 
     def change(self, path: Path) -> str:
@@ -84,63 +85,47 @@ class Compiler:
     def __init__(self) -> None:
         from torch.utils import cpp_extension
 
-        self.links = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+        self.links = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu"]
         includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-        self.flags = ["-std=c++20", "-O1", "-fopenmp", "-fPIC", *includes]
+        self.flags = ["-std=c++20", "-O1", "-fopenmp-simd", "-fPIC", TARGET, *includes]
         self.version = f"{run([COMPILER, '--version'])} {torch.__version__} {torch.version.git_version}"
 
-    def kept(self, name: str, parts: Iterable[str], make: Callable[[Path], object]) -> Path:
-        key = hashlib.sha256("\0".join([self.version, *self.flags, *parts]).encode()).hexdigest()[:20]
-        path = KEPT / key / name
+    def compile(self, unit: Path) -> Path:
+        parts = [self.version, *self.flags, *(path.read_text() for path in sorted(included(unit)))]
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+        path = KEPT / key / f"{unit.stem}.o"
         path.parent.mkdir(parents=True, exist_ok=True)
         with (path.parent / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
             if not path.exists():
                 partial = path.with_suffix(".partial")
-                make(partial)
+                run([COMPILER, *self.flags, "-x", "c++", "-c", str(unit), "-o", str(partial)])
                 partial.replace(path)
         return path
 
-    def headers(self) -> Path:
-        """PyTorch's, compiled beforehand: the name under which the compiler finds them."""
-        text = "#include <ATen/ATen.h>\n#include <torch/library.h>\n"
-
-        def make(partial: Path) -> None:
-            source = partial.with_name("prefix.h")
-            source.write_text(text)
-            run([COMPILER, *self.flags, "-x", "c++-header", str(source), "-o", str(partial)])
-
-        return self.kept("prefix.h.gch", [text], make).with_suffix("")
-
-    def compile(self, unit: Path) -> Path:
-        prefix = str(self.headers())
-        command = [COMPILER, *self.flags, "-include", prefix, "-x", "c++", "-c", str(unit), "-o"]
-        parts = [path.read_text() for path in sorted(included(unit))]
-        return self.kept(f"{unit.stem}.o", parts, lambda partial: run([*command, str(partial)]))
-
 
 def library(family: str, mutant: Mutant, folder: Path) -> Path | None:
-    """The family's kernels whose source the mutation reaches; what else they call is in the built extension."""
+    """The family's kernels with the change; what they share with others is in the package's library."""
     if mutant.python:
         return None
-    from hyperkernels import _C
-
     compiler = Compiler()
     csrc = shutil.copytree(ROOT / "csrc", folder / "csrc")
-    simd = csrc / "simd.h"
-    text = simd.read_text()
+    dispatch = csrc / "common" / "dispatch.h"
+    text = dispatch.read_text()
     assert text.count("#if defined(__x86_64__)") == 1
-    simd.write_text(text.replace("#if defined(__x86_64__)", "#if 0"))
-    units = sorted((csrc / family).glob("*.cpp"))
+    dispatch.write_text(text.replace("#if defined(__x86_64__)", "#if 0"))
+    units = sorted(path for path in (csrc / family).glob("*.cpp") if not path.name.startswith("cuda"))
+    reached: list[Path] = []
     if mutant.name != UNCHANGED:
         changed = (csrc / family / mutant.file).resolve()
-        reached = [unit for unit in units if changed in included(unit)]
-        units = [unit for unit in reached if not mutant.units or unit.name in mutant.units]
-        assert any("TORCH_LIBRARY_IMPL" in unit.read_text() for unit in units), "no kernel would be another one"
+        reached = [u for u in units if changed in included(u) and (not mutant.units or u.name in mutant.units)]
+        assert reached, "no kernel would be another one"
+    objects = [compiler.compile(unit) for unit in units if unit not in reached]
+    if reached:
         changed.write_text(mutant.change(changed))
+        objects += map(compiler.compile, reached)
     made = folder / "mutant.so"
-    objects = map(str, map(compiler.compile, units))
-    run([COMPILER, "-shared", "-fopenmp", *objects, _C.__file__, *compiler.links, "-o", str(made)])
+    run([COMPILER, "-shared", *map(str, objects), str(_native.PATH), *compiler.links, "-o", str(made)])
     return made
 
 
@@ -177,8 +162,8 @@ def run_tests(library: Path | None, python: str, arguments: Sequence[str], folde
 
 def check(family: str, mutant: Mutant, arguments: Sequence[str], folder: Path) -> None:
     """Runs the mutant's tests on it; `arguments` choose those of the family."""
-    if importlib.util.find_spec("hyperkernels._C") is None:
-        pytest.skip("the compiled extension is not built")
+    if _native.OBSTACLE is not None:
+        pytest.skip(_native.OBSTACLE)
     if shutil.which(COMPILER) is None:
         pytest.skip("no C++ compiler")
     (folder / "mutant_plugin.py").write_text(PLUGIN)

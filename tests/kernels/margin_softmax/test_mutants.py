@@ -24,25 +24,30 @@ MUTANTS = [
     ),
     Mutant(
         "target not left out of the sum",
-        "rows.h",
+        "fold_tile.cpp",
         "const int64_t own = tile.own(row[i]);",
         "const int64_t own = classes;",
     ),
-    Mutant("target's gradient dropped", "rows.h", "mine[r.own_center] = r.target *", "mine[r.own_center] = 0 *"),
+    Mutant(
+        "target's gradient dropped", "gradient_tile.cpp", "mine[r.own_center] = r.target *", "mine[r.own_center] = 0 *"
+    ),
     Mutant("running sum not rescaled", "rows.h", "sum = sum * fade + other.sum;", "sum = sum + other.sum;"),
     Mutant(
         "second chunk of rows overwrites the first", "backward.cpp", "centre_sums(), r > 0)", "centre_sums(), false)"
     ),
-    Mutant(
-        "ignored rows take part", "problem.h", "row.active = target[i] != problem.ignore_index;", "row.active = true;"
-    ),
+    Mutant("ignored rows take part", "problem.h", "row.active = p.target[i] != p.ignore_index;", "row.active = true;"),
     Mutant(
         "every centre gets the gradient",
-        "rows.h",
+        "gradient_tile.cpp",
         "winner[j] == number ? g[j] * inverse[at] : A(0)",
         "g[j] * inverse[at]",
     ),
-    Mutant("skipped rows lose their target", "backward.cpp", "      add_strays(first);", "      ;"),
+    Mutant(
+        "skipped rows lose their target",
+        "backward.cpp",
+        "        add_strays_alone();",
+        "        strays_ = 0, add_strays_alone();",
+    ),
     Mutant(
         "tiles skipped beyond the budget",
         python="from hyperkernels.kernels.margin_softmax import op\nreal = op.skip_plan\n"

@@ -91,7 +91,7 @@ def test_errors_of_the_op():
 
     call(classes)
     for wrong, error in (
-        (classes.int(), TypeError),
+        (classes.int(), ValueError),
         (classes[:0], ValueError),
         (classes[None], ValueError),
         (classes.flip(0), ValueError),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import reference, selections
 from hyperkernels.kernels.pair_mining.op import Tile
-from tests.support import assert_passes_at
+from tests.support import assert_passes_at, need_cpp_kernels
 from tests.support.accuracy import assert_as_accurate
 from tests.support.pair_selection_kernel_cases import (
     CASES,
@@ -23,7 +23,7 @@ from tests.support.pair_selection_kernel_cases import (
     to,
 )
 
-pytest.importorskip("hyperkernels._C")
+need_cpp_kernels()
 
 
 @settings(max_examples=150, deadline=None)

@@ -13,18 +13,18 @@ EXACT = "tests/kernels/pair_mining/test_selections_kernels.py::test_nan_is_the_l
 
 KERNELS = [
     Mutant(
-        "pairs of equal ids count", "problem.h",
+        "pairs of equal ids count", "mask.h",
         "mask[j] = other[j] == own ? M(0) : mask[j];", "mask[j] = mask[j];",
         units=["statistics.cpp"],
         caught_by=["tests/pairs/test_pair_statistics.py::test_ids_exclude_what_equal_values_do_not"],
     ),
     Mutant(
-        "ignored labels count", "problem.h",
+        "ignored labels count", "mask.h",
         "mask[j] = other[j] < 0 ? M(0) : by_label;", "mask[j] = by_label;",
         units=["statistics.cpp"], caught_by=[TILES],
     ),
     Mutant(
-        "bounds are not strict", "problem.h",
+        "bounds are not strict", "mask.h",
         "mask[j] = u[j] <= lower || u[j] >= upper ?", "mask[j] = u[j] < lower || u[j] > upper ?",
         units=["statistics.cpp"],
         caught_by=["tests/pairs/test_pair_statistics.py::test_bounds_are_strict_and_ties_go_to_the_lowest_column"],
@@ -37,12 +37,13 @@ KERNELS = [
     Mutant("running sum not rescaled", "rows.h", "      total *= fade;\n", "", caught_by=[TILES]),
     Mutant(
         "a tile of x with itself not seen from its columns", "statistics.cpp",
-        "if (!both || at.diagonal) return;", "if (!wanted.columns || at.diagonal) return;",
+        "if (!both || at.diagonal) return;", "if (!call.columns || at.diagonal) return;",
         caught_by=[TILES],
     ),
     Mutant(
         "the other end's weight left out of the gradient", "statistics_backward.cpp",
-        "const bool both = p.self ? !at.diagonal : given.columns;", "const bool both = !p.self && given.columns;",
+        "weigh(call.transform.kind, &tile, p.self ? !at.diagonal : call.columns);",
+        "weigh(call.transform.kind, &tile, !p.self && call.columns);",
         caught_by=[f"{GRADIENTS}[linear-dot-None]"],
     ),
     Mutant(
@@ -57,9 +58,9 @@ KERNELS = [
     Mutant(
         "the best k are filtered afterwards", "top_k.cpp",
         """count - j < 32 ? beating(u + j, mask + j, bar, count - j) : beating(u + j, mask + j, bar, 32);
-        for (; bits != 0; bits &= bits - 1) {
-          const int64_t at = j + __builtin_ctz(bits);
-          const Word word = Candidate<A>::pack(u[at], first + at);""",
+      for (; bits != 0; bits &= bits - 1) {
+        const int64_t at = j + __builtin_ctz(bits);
+        const Word word = Candidate<A>::pack(u[at], first + at);""",
         """beating(u + j, std::vector<Mask<A>>(32, -1).data(), bar, std::min<int64_t>(32, count - j));
         for (; bits != 0; bits &= bits - 1) {
           const int64_t at = j + __builtin_ctz(bits);
@@ -69,7 +70,7 @@ KERNELS = [
     Mutant(
         "columns of a list do not rise", "lists.cpp",
         """for (; bits != 0; bits &= bits - 1, ++at) {
-          const int64_t k = j + __builtin_ctz(bits);""",
+        const int64_t k = j + __builtin_ctz(bits);""",
         """for (; bits != 0; bits &= ~(0x80000000u >> __builtin_clz(bits)), ++at) {
           const int64_t k = j + 31 - __builtin_clz(bits);""",
         caught_by=[EXACT],

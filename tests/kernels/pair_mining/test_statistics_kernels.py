@@ -9,11 +9,11 @@ from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import op
 from hyperkernels.kernels.pair_mining.op import Tile
 from hyperkernels.kernels.pair_mining.reference import PairProblem, Transform
-from tests.support import LOWER_CAPABILITIES, assert_passes_at
+from tests.support import LOWER_CAPABILITIES, assert_passes_at, need_cpp_kernels
 from tests.support.accuracy import assert_as_accurate
 from tests.support.pair_cases import arguments_of, by_kernel, by_reference, fixed_gradients, make, names
 
-pytest.importorskip("hyperkernels._C")
+need_cpp_kernels()
 
 HALVES = (torch.bfloat16, torch.float16)
 SIZES = st.sampled_from([0, 1, 2, 7, 12, 31, 67])
