@@ -1,4 +1,4 @@
-"""An op that several dispatch keys register has one C++ signature, whether or not the other device's kernels are built."""
+"""An op that several devices register has one C++ signature, whether or not the other device's kernels are built."""
 
 import re
 from collections import defaultdict
