@@ -3,6 +3,7 @@
 # make test-rest   the other tests: all compilations for GPUs, all mutants, sweeps, kills and full disks
 # make fuzz BUDGET=300   hostile calls of every op for so many seconds
 # make sanitize-cpu      the tests of the ops and the fuzz with the C++ kernels under the address and UB sanitizers
+# make wheels   what an installation without a compiler needs, in dist/
 # make lint | bench | clean
 # make gpu | sanitize | profile OUT=folder    on a machine with a GPU
 # make rehearse   what `make gpu` would meet, as far as a machine without a GPU can tell
@@ -19,7 +20,7 @@ TRITON := triton==3.6.0
 SOURCES := setup.py pyproject.toml hyperkernels/_version.py $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-rest fuzz sanitize-cpu lint bench gpu sanitize profile rehearse clean
+.PHONY: demo test test-rest fuzz sanitize-cpu wheels lint bench gpu sanitize profile rehearse clean
 
 demo: $(VENV)/built
 	$(RUN) -m examples.train_recognizer
@@ -116,6 +117,17 @@ $(VENV)/ready: requirements.txt Makefile
 $(VENV)/built: $(VENV)/ready $(SOURCES)
 	HYPERKERNELS_BUILD=1 PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --no-deps -e .
 	touch $@
+
+# One wheel with the C++ kernels for every Python 3 and every torch from 2.10 on, one without them for every platform, and
+# the source. auditwheel says which glibc the first needs.
+WHEEL := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP:install=wheel) --no-build-isolation --no-deps --wheel-dir dist
+wheels: $(VENV)/ready
+	rm -rf dist
+	HYPERKERNELS_BUILD=0 $(WHEEL) .
+	$(WHEEL) .
+	$(RUN) -m auditwheel show dist/*-linux_*.whl
+	$(RUN) -m wheel tags --remove --platform-tag manylinux_2_28_$$(uname -m) dist/*-linux_*.whl
+	$(RUN) setup.py --quiet sdist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info hyperkernels/lib*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

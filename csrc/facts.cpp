@@ -71,6 +71,11 @@ void run_signal_handlers() {
 
 extern "C" {
 
+#if defined(__GLIBC__)
+// libstdc++ asks it whether reference counts may do without atomics. It is glibc's since 2.32; this one says no.
+__attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+#endif
+
 // The fact of that name; empty where there is none. Valid until the next call.
 const char* hyperkernels_fact(const char* name) {
   static thread_local std::string text;

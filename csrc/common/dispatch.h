@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "old_glibc.h"
+
 #define HK_INLINE inline __attribute__((always_inline))
 // For lambdas that belong into a kernel's loops.
 #define HK_LAMBDA __attribute__((always_inline))

@@ -1,5 +1,7 @@
 """The library of C++ kernels: it takes what the schemas say, and asks no more of torch than the stable ABI."""
 
+import platform
+import re
 import shutil
 import subprocess
 
@@ -49,6 +51,18 @@ def test_no_symbol_of_torch_outside_the_stable_abi():
     names = [line.split(maxsplit=1)[1] for line in said.stdout.splitlines()]
     ours = [name for name in names if name.startswith(("at::", "c10::", "torch::", "caffe2::", "Py", "_Py"))]
     assert not ours and any(name.startswith("aoti_torch_") for name in names)
+
+
+def test_it_runs_beside_an_old_glibc():
+    """Of 2.28, which manylinux_2_28 means, on x86-64."""
+    if shutil.which("nm") is None or platform.machine() != "x86_64":
+        pytest.skip("needs nm, and x86-64")
+    said = subprocess.run(
+        ["nm", "-D", "--undefined-only", _native.PATH], capture_output=True, text=True, check=True
+    ).stdout
+    needed = {tuple(map(int, version.split("."))) for version in re.findall(r"@GLIBC_([0-9.]+)", said)}
+    assert needed and max(needed) <= (2, 28)
+    assert all(tuple(map(int, v.split("."))) <= (3, 4, 24) for v in re.findall(r"@GLIBCXX_([0-9.]+)", said))
 
 
 def test_the_instruction_set_can_be_changed():
