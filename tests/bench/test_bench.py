@@ -85,6 +85,7 @@ def test_peak_memory_is_seen():
     assert 90e6 < keep < 150e6
 
 
+@pytest.mark.slow
 def test_the_command_writes_rows_and_pictures(tmp_path):
     command = [sys.executable, "-m", "bench", "unit_norm", "--quick"]
     options = ["--json", str(tmp_path / "rows.json"), "--plots", str(tmp_path)]

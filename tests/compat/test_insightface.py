@@ -53,7 +53,8 @@ def test_steps_in_float32(name, sample_rate):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks(world_size):
     launch(world_size, RANKS)
 

@@ -368,6 +368,7 @@ def test_command_line_on_a_folder(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_anywhere(tmp_path):
     script = ROOT / "examples" / "train_recognizer.py"
     done = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True)

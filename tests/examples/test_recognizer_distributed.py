@@ -128,6 +128,7 @@ def assert_alike(found: list[float], wanted: list[float]) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0.01, atol=0.01)
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_as_one_process(straight, stopped):
     history = stopped[1].history
     assert len(history.loss) == stopped[1].epoch * straight.steps_per_epoch

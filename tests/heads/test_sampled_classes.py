@@ -319,7 +319,7 @@ print(peak_bytes(step) / (sampled * d * 4))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_memory(training):
     """In gathered copies: none in the forward; in the backward the gradient, which is as large, and no other."""
     command = [sys.executable, "-c", MEMORY, str(int(training))]

@@ -11,7 +11,7 @@ from hyperkernels.kernels.margin_softmax import reference, statistics
 from hyperkernels.kernels.margin_softmax.negatives import SUMS, Negatives
 from hyperkernels.kernels.margin_softmax.problem import ClassRowStatistics
 from hyperkernels.kernels.margin_softmax.rows import unit_rows
-from tests.support import LOWER_CAPABILITIES, assert_passes_at, need_cpp_kernels
+from tests.support import assert_passes_at, need_cpp_kernels
 from tests.support.accuracy import assert_as_accurate
 from tests.support.margin_softmax_kernel_cases import (
     PARAMETERS,
@@ -169,6 +169,7 @@ def skipped_truth(case, skip, block):
     return [*torch.autograd.grad(loss, (x, weight)), *per_class]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     options=CASES.filter(lambda o: o["kind"] not in SUMS and o["n"] > 0 and o["c"] > 1),
@@ -270,9 +271,14 @@ def test_rows_that_are_not_finite(dtype, poison):
         assert torch.equal(a[others], b[others])
 
 
-@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_lower_instruction_sets(capability):
     assert_passes_at(capability, __file__, "test_accuracy or lower_precision or equal_bits")
+
+
+def test_the_lowest_instruction_set():
+    assert_passes_at("baseline", __file__, "equal_bits")
 
 
 def test_errors():

@@ -9,7 +9,7 @@ from hyperkernels._dtypes import accumulate_dtype
 from hyperkernels.kernels.pair_mining import op
 from hyperkernels.kernels.pair_mining.op import Tile
 from hyperkernels.kernels.pair_mining.reference import PairProblem, Transform
-from tests.support import LOWER_CAPABILITIES, assert_passes_at, need_cpp_kernels
+from tests.support import assert_passes_at, need_cpp_kernels
 from tests.support.accuracy import assert_as_accurate
 from tests.support.pair_cases import arguments_of, by_kernel, by_reference, fixed_gradients, make, names
 
@@ -285,7 +285,12 @@ def test_inputs_that_are_not_contiguous():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("capability", LOWER_CAPABILITIES)
+def test_the_lowest_instruction_set():
+    assert_passes_at("baseline", __file__, "more_than_a_tile or ties")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_lower_instruction_sets(capability):
     # Without fused multiply-add the softplus of a distance rounds to up to four times PyTorch's error.
     accuracy = "test_accuracy" if capability != "baseline" else "(test_accuracy and not (euclidean and softplus))"
