@@ -15,6 +15,7 @@ import os, signal, threading, time
 import torch
 import hyperkernels as hk
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background may ignore
 torch.set_num_threads(1)
 x, ref = torch.rand(2, 2**16, 256)
 labels = torch.arange(len(x)) // 4
