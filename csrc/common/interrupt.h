@@ -2,7 +2,7 @@
 //
 // Python hears of a signal between two of its own instructions, and an op that multiplies all pairs may take half a
 // minute. So the thread that called it asks now and then, between two tiles, whether to go on, and the others see the
-// answer. What is asked belongs to whoever loads the kernels (bindings.cpp); nothing here knows of Python.
+// answer. What is asked belongs to whoever loads the kernels (facts.cpp); nothing here knows of Python.
 #pragma once
 
 #include <atomic>

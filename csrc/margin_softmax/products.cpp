@@ -38,16 +38,9 @@ struct AddPairs {
                             const S* centres, int64_t dim, A* dx, A* dw) {
     for (int64_t e = 0; e < count; ++e) {
       const int64_t i = pairs[e].row, j = pairs[e].centre;
-      if (dx != nullptr) add_scaled(centres + j * dim, dim, pairs[e].h, dx + i * dim);
-      if (dw != nullptr) add_scaled(x + i * ld, dim, pairs[e].h * rows[i].factor, dw + j * dim);
+      if (dx != nullptr) AddScaled::run(centres + j * dim, dim, pairs[e].h, dx + i * dim);
+      if (dw != nullptr) AddScaled::run(x + i * ld, dim, pairs[e].h * rows[i].factor, dw + j * dim);
     }
-  }
-
- private:
-  template <class S, class A>
-  static HK_INLINE void add_scaled(const S* from, int64_t count, A h, A* to) {
-#pragma omp simd
-    for (int64_t k = 0; k < count; ++k) to[k] += h * A(simd::load(from + k));
   }
 };
 
