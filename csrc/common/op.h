@@ -2,7 +2,7 @@
 //
 // libtorch hands arguments over by the schema and takes them by the C++ type, and compares their number alone: an int
 // read as a double would be silent garbage. So each function's types are kept beside its name, as words of a schema,
-// and tests/kernels/test_signatures.py compares them.
+// and tests/kernels/test_library.py compares them.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

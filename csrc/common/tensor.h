@@ -13,7 +13,7 @@
 
 #include "buffer.h"
 #include "check.h"
-#include "storage.h"
+#include "rows.h"
 
 namespace hyperkernels {
 
@@ -119,6 +119,10 @@ inline void check_cpu(const Tensor& tensor, const char* name) {
   HK_CHECK_VALUE(tensor.is_cpu(), name, " must be on the cpu");
 }
 
+[[noreturn]] inline void refuse_storage(const char* name, Dtype dtype) {
+  refuse<std::invalid_argument>(name, " must have dtype float64, float32, bfloat16 or float16; got ", name_of(dtype));
+}
+
 // Calls f with a value of the type that the tensor `name` of this dtype is stored in.
 template <class F>
 auto with_storage(Dtype dtype, const char* name, F f) {
@@ -132,9 +136,38 @@ auto with_storage(Dtype dtype, const char* name, F f) {
     case Dtype::Half:
       return f(simd::Half());
     default:
-      refuse<std::invalid_argument>(name, " must have dtype float64, float32, bfloat16 or float16; got ",
-                                    name_of(dtype));
+      refuse_storage(name, dtype);
   }
+}
+
+// Calls f with a value of the type in which such a tensor is computed.
+template <class F>
+auto with_accumulator(Dtype dtype, const char* name, F f) {
+  switch (dtype) {
+    case Dtype::Double:
+      return f(double());
+    case Dtype::Float:
+    case Dtype::BFloat16:
+    case Dtype::Half:
+      return f(float());
+    default:
+      refuse_storage(name, dtype);
+  }
+}
+
+inline Stored stored_as(Dtype dtype) {
+  return dtype == Dtype::BFloat16 ? Stored::kBfloat16 : dtype == Dtype::Half ? Stored::kHalf : Stored::kPlain;
+}
+
+// The rows of a matrix with unit stride within them, in the type they are computed in.
+template <class A>
+InRows<A> in_rows(const Tensor& x) {
+  return {x.const_data_ptr(), x.stride(0), stored_as(x.scalar_type())};
+}
+// Of a contiguous one; null where it is empty.
+template <class A>
+OutRows<A> out_rows(const Tensor& x) {
+  return {x.numel() > 0 ? x.mutable_data_ptr() : nullptr, stored_as(x.scalar_type())};
 }
 
 }  // namespace hyperkernels

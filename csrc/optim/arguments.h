@@ -23,7 +23,7 @@ inline double unscaling(const Optional& grad_scale, bool maximize) {
 inline void check_weight(const Tensor& weight, const char* name) {
   HK_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous(), name, " must be contiguous [R, D]; got shape ",
                  sizes_of(weight));
-  with_storage(weight.scalar_type(), name, [](auto) {});
+  with_accumulator(weight.scalar_type(), name, [](auto) {});
 }
 
 inline void check_step(const Tensor& step, const Tensor& weight, const char* name, const char* of) {

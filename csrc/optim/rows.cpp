@@ -37,11 +37,11 @@ struct Update {
   }
 
   // Calls f(rows, begin, end) for ranges of the gradient's rows, in parallel.
-  template <class S, class F>
+  template <class A, class F>
   void over_rows(F f) const {
     if (skipped) return;
-    const Rows<S> all{mutable_data<S>(weight),
-                      data<S>(gradient),
+    const Rows<A> all{out_rows<A>(weight),
+                      in_rows<A>(gradient),
                       rows.has_value() ? rows->data() : nullptr,
                       mutable_data<int32_t>(step),
                       dim,
@@ -56,10 +56,10 @@ void sgd_rows_(const Tensor& weight, const Optional& momentum_buffer, const Tens
   const Update update(weight, step, gradient, rows, grad_scale, found_inf, maximize);
   if (momentum_buffer.has_value()) check_state(*momentum_buffer, "momentum_buffer", weight, sizes_of(weight));
   const SgdOptions options{number(lr_tensor, "lr_tensor", lr), momentum, dampening, weight_decay, nesterov};
-  with_storage(weight.scalar_type(), "weight", [&](auto storage) {
-    using S = decltype(storage);
-    auto* buffers = mutable_data<Accumulate<S>>(momentum_buffer);
-    update.over_rows<S>([&](const Rows<S>* all, int64_t begin, int64_t end) {
+  with_accumulator(weight.scalar_type(), "weight", [&](auto zero) {
+    using A = decltype(zero);
+    auto* buffers = mutable_data<A>(momentum_buffer);
+    update.over_rows<A>([&](const Rows<A>* all, int64_t begin, int64_t end) {
       simd::run<SgdRows>(all, buffers, &options, begin, end);
     });
   });
@@ -73,11 +73,11 @@ void adamw_rows_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_
   check_state(exp_avg, "exp_avg", weight, sizes_of(weight));
   check_state(exp_avg_sq, "exp_avg_sq", weight, sizes_of(weight));
   const AdamWOptions options{number(lr_tensor, "lr_tensor", lr), beta1, beta2, eps, weight_decay};
-  with_storage(weight.scalar_type(), "weight", [&](auto storage) {
-    using S = decltype(storage);
-    auto* means = mutable_data<Accumulate<S>>(exp_avg);
-    auto* squares = mutable_data<Accumulate<S>>(exp_avg_sq);
-    update.over_rows<S>([&](const Rows<S>* all, int64_t begin, int64_t end) {
+  with_accumulator(weight.scalar_type(), "weight", [&](auto zero) {
+    using A = decltype(zero);
+    auto* means = mutable_data<A>(exp_avg);
+    auto* squares = mutable_data<A>(exp_avg_sq);
+    update.over_rows<A>([&](const Rows<A>* all, int64_t begin, int64_t end) {
       simd::run<AdamWRows>(all, means, squares, &options, begin, end);
     });
   });

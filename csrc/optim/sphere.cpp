@@ -25,11 +25,10 @@ struct Parameter {
     check_step(step, points, "steps", "points");
   }
 
-  template <class S>
-  Vectors<S> vectors() const {
-    using A = Accumulate<S>;
-    return {mutable_data<S>(points),
-            data<S>(gradients),
+  template <class A>
+  Vectors<A> vectors() const {
+    return {out_rows<A>(points),
+            in_rows<A>(gradients),
             mutable_data<A>(momenta),
             mutable_data<A>(squares),
             mutable_data<A>(largest),
@@ -70,8 +69,8 @@ void over_vectors(const std::vector<Parameter>& all, const Options& options) {
   parallel_for(0, count, std::max<int64_t>(1, at_once), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const Piece& piece = pieces[i];
-      with_storage(piece.parameter->dtype, "points", [&](auto storage) {
-        const auto vectors = piece.parameter->template vectors<decltype(storage)>();
+      with_accumulator(piece.parameter->dtype, "points", [&](auto zero) {
+        const auto vectors = piece.parameter->template vectors<decltype(zero)>();
         simd::run<Kernel>(&vectors, &options, piece.begin, piece.end);
       });
     }

@@ -3,14 +3,13 @@
 #pragma once
 
 #include <cmath>
+#include <vector>
 
+#include "../common/rows.h"
 #include "../common/sums.h"
 #include "steps.h"
 
 namespace hyperkernels::optim {
-
-using simd::load;
-using simd::store;
 
 constexpr double kShort = 1e-12;  // a shorter vector has no direction
 constexpr double kLong = 1e37;    // a larger sum of squares is taken again in double
@@ -25,31 +24,30 @@ struct SphereAdamOptions {
 };
 
 // One parameter: vectors of `dim` numbers. Momentum is null where there is none, squares and largest are Adam's.
-template <class S>
+template <class A>
 struct Vectors {
-  S* points;
-  const S* gradients;
-  Accumulate<S>* momenta;
-  Accumulate<S>* squares;
-  Accumulate<S>* largest;
+  OutRows<A> points;
+  InRows<A> gradients;
+  A* momenta;
+  A* squares;
+  A* largest;
   int32_t* step;
   int64_t dim;
 };
 
 // A vector on its way: it starts at a point of the sphere and feels the part of its gradient that is tangent there.
-template <class S>
+template <class A>
 struct Row {
-  using A = Accumulate<S>;
-
-  S* point;
-  const S* gradient;
+  A* point;
+  const A* gradient;
   A* momentum;
   int64_t dim;
   A inverse, unscale, radial;
 
-  HK_INLINE Row(const Vectors<S>& v, int64_t row, double scale)
-      : point(v.points + row * v.dim),
-        gradient(v.gradients + row * v.dim),
+  // The scratch memory is for rows that are stored in 16 bits.
+  HK_INLINE Row(const Vectors<A>& v, int64_t row, double scale, std::vector<A>& scratch)
+      : point(v.points.read(row, scratch.data(), v.dim)),
+        gradient(v.gradients.read(row, scratch.data() + scratch.size() / 2, v.dim)),
         momentum(v.momenta == nullptr ? nullptr : v.momenta + row * v.dim),
         dim(v.dim) {
     const double norm = simd::length(point, dim);
@@ -61,28 +59,21 @@ struct Row {
     radial = A(product * inverse_norm * scale);
   }
 
-  HK_INLINE A start(int64_t k) const { return load(point + k) * inverse; }
-  HK_INLINE A slope(int64_t k) const { return load(gradient + k) * unscale; }
+  HK_INLINE A start(int64_t k) const { return point[k] * inverse; }
+  HK_INLINE A slope(int64_t k) const { return gradient[k] * unscale; }
   HK_INLINE A tangent(int64_t k) const { return slope(k) - radial * start(k); }
 };
 
-enum class Change { kTangent, kMomentum, kNesterov };
-
 // The straight way from the start, which the retraction brings back to the sphere.
-template <Change change, class S>
+template <bool has_momentum, class A>
 struct Path {
-  using A = Accumulate<S>;
-
-  Row<S> row;
+  Row<A> row;
   A rate;
-  A share;  // of the momentum in Nesterov's change
+  A of_tangent, of_momentum;  // what the change is made of
 
   HK_INLINE A end(int64_t k) const {
-    if constexpr (change == Change::kTangent) return row.start(k) - rate * row.tangent(k);
-    if constexpr (change == Change::kMomentum) return row.start(k) - rate * row.momentum[k];
-    if constexpr (change == Change::kNesterov) {
-      return row.start(k) - rate * (row.tangent(k) + share * row.momentum[k]);
-    }
+    if constexpr (!has_momentum) return row.start(k) - rate * row.tangent(k);
+    return row.start(k) - rate * (of_tangent * row.tangent(k) + of_momentum * row.momentum[k]);
   }
 
   struct Sums {
@@ -94,7 +85,7 @@ struct Path {
     const simd::Sums total = simd::sums<T>(row.dim, [&](int64_t k, T& squares, T& along, T&, T&) HK_LAMBDA {
       const T y = end(k);
       squares += y * y;
-      if constexpr (change != Change::kTangent) along += y * row.momentum[k];
+      if constexpr (has_momentum) along += y * row.momentum[k];
     });
     return {total.a, total.b};
   }
@@ -104,8 +95,8 @@ struct Path {
 #pragma omp simd
     for (int64_t k = 0; k < row.dim; ++k) {
       const T y = end(k) * inverse;
-      store(row.point + k, A(y));
-      if constexpr (change != Change::kTangent) row.momentum[k] = A(row.momentum[k] - along * y);
+      row.point[k] = A(y);
+      if constexpr (has_momentum) row.momentum[k] = A(row.momentum[k] - along * y);
     }
   }
 
@@ -128,49 +119,46 @@ struct Path {
   // The end has no direction.
   HK_RARE void stay() const {
     for (int64_t k = 0; k < row.dim; ++k) {
-      store(row.point + k, row.start(k));
-      if constexpr (change != Change::kTangent) row.momentum[k] = 0;
+      row.point[k] = row.start(k);
+      if constexpr (has_momentum) row.momentum[k] = 0;
     }
   }
 };
 
 struct SphereSgdRows {
-  template <class S>
-  static HK_INLINE void run(const Vectors<S>* vectors, const SphereSgdOptions* o, int64_t begin, int64_t end) {
-    using A = Accumulate<S>;
+  template <class A>
+  static HK_INLINE void run(const Vectors<A>* vectors, const SphereSgdOptions* o, int64_t begin, int64_t end) {
     const A lr = A(o->lr), momentum = A(o->momentum), taken = A(1 - o->dampening);
+    std::vector<A> scratch(2 * vectors->points.scratch(vectors->dim));
     for (int64_t i = begin; i < end; ++i) {
-      const Row<S> row(*vectors, i, o->unscale);
+      const Row<A> row(*vectors, i, o->unscale, scratch);
       const bool first = vectors->step[i] == 0;
       vectors->step[i] = next_step(vectors->step[i]);
       if (row.momentum == nullptr) {
-        Path<Change::kTangent, S>{row, lr, 0}.follow();
-        continue;
-      }
-#pragma omp simd
-      for (int64_t k = 0; k < row.dim; ++k) {
-        const A before = first ? row.slope(k) : row.momentum[k];
-        row.momentum[k] = momentum * before + taken * row.tangent(k);
-      }
-      if (o->nesterov) {
-        Path<Change::kNesterov, S>{row, lr, momentum}.follow();
+        Path<false, A>{row, lr, 1, 0}.follow();
       } else {
-        Path<Change::kMomentum, S>{row, lr, 0}.follow();
+#pragma omp simd
+        for (int64_t k = 0; k < row.dim; ++k) {
+          const A before = first ? row.slope(k) : row.momentum[k];
+          row.momentum[k] = momentum * before + taken * row.tangent(k);
+        }
+        Path<true, A>{row, lr, A(o->nesterov ? 1 : 0), o->nesterov ? momentum : A(1)}.follow();
       }
+      vectors->points.finish(i, row.point, row.dim);
     }
   }
 };
 
 struct SphereAdamRows {
-  template <class S>
-  static HK_INLINE void run(const Vectors<S>* vectors, const SphereAdamOptions* o, int64_t begin, int64_t end) {
-    using A = Accumulate<S>;
+  template <class A>
+  static HK_INLINE void run(const Vectors<A>* vectors, const SphereAdamOptions* o, int64_t begin, int64_t end) {
     const double log_beta1 = std::log(o->beta1), log_beta2 = std::log(o->beta2);
     const A beta1 = A(o->beta1), rest1 = A(1 - o->beta1);
+    std::vector<A> scratch(2 * vectors->points.scratch(vectors->dim));
     int32_t corrected = -1;  // vectors that have come as far as the one before share its corrections
     double size = 0, correction = 1;
     for (int64_t i = begin; i < end; ++i) {
-      const Row<S> row(*vectors, i, o->unscale);
+      const Row<A> row(*vectors, i, o->unscale, scratch);
       const int32_t step = vectors->step[i] = next_step(vectors->step[i]);
       if (step != corrected) {
         corrected = step;
@@ -190,7 +178,8 @@ struct SphereAdamRows {
         vectors->largest[i] = A(square);
       }
       const double divisor = std::sqrt(square / correction) + o->eps;
-      Path<Change::kMomentum, S>{row, A(divisor == 0 ? 0 : size / divisor), 0}.follow();
+      Path<true, A>{row, A(divisor == 0 ? 0 : size / divisor), 0, 1}.follow();
+      vectors->points.finish(i, row.point, row.dim);
     }
   }
 };

@@ -22,11 +22,6 @@ inline Tensor numbers(const Tensor& t, const Sizes& sizes, Dtype dtype, const ch
   return packed(t);
 }
 
-template <class S>
-Rows<S> rows_of(const Tensor& x) {
-  return {data<S>(x), x.stride(0)};
-}
-
 // A result's data: null where it is not wanted.
 template <class T>
 T* result(const Tensor& t) {

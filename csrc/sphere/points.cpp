@@ -29,9 +29,9 @@ struct Given {
     if (part.has_value()) t = numbers(*part, {n}, wide, "t");
   }
 
-  template <class S>
-  Points<S> points() const {
-    return {rows_of<S>(x), rows_of<S>(y), data<Accumulate<S>>(t), dim, kind};
+  template <class A>
+  Points<A> points() const {
+    return {in_rows<A>(x), in_rows<A>(y), data<A>(t), dim, kind};
   }
 };
 
@@ -39,13 +39,12 @@ Tensor sphere_points(const Tensor& a, const Tensor& b, const Optional& t, std::s
   const Given given(a, b, t, kind);
   const bool is_angle = given.kind == PointsKind::kAngle;
   const Tensor out = is_angle ? empty({given.n}, given.wide) : empty({given.n, given.dim}, given.dtype);
-  with_storage(given.dtype, "x", [&](auto storage) {
-    using S = decltype(storage);
-    using A = Accumulate<S>;
-    const Points<S> points = given.points<S>();
+  with_accumulator(given.dtype, "x", [&](auto zero) {
+    using A = decltype(zero);
+    const Points<A> points = given.points<A>();
     A* angles = is_angle ? result<A>(out) : nullptr;
-    S* rows = is_angle ? nullptr : result<S>(out);
-    if (angles == nullptr && rows == nullptr) return;
+    const OutRows<A> rows = out_rows<A>(out);
+    if (out.numel() == 0) return;
     parallel_for(0, given.n, grain(given.dim),
                  [&](int64_t begin, int64_t end) { simd::run<PointsRows>(&points, angles, rows, begin, end); });
   });
@@ -58,18 +57,17 @@ std::tuple<Tensor, Tensor, Tensor> sphere_points_backward(const Tensor& grad, co
   const Given given(a, b, t, kind);
   const int64_t n = given.n, dim = given.dim;
   const bool is_angle = given.kind == PointsKind::kAngle;
-  const Tensor g = is_angle ? numbers(grad, {n}, given.wide, "grad") : packed(rows_like(grad, a, "grad"));
+  const Tensor g = is_angle ? numbers(grad, {n}, given.wide, "grad") : rows_like(grad, a, "grad");
   const Tensor dx = empty_if(need_x, {n, dim}, given.dtype), dy = empty_if(need_y, {n, dim}, given.dtype);
   const Tensor dt = empty_if(need_t && t.has_value(), {n}, given.wide);
-  with_storage(given.dtype, "x", [&](auto storage) {
-    using S = decltype(storage);
-    using A = Accumulate<S>;
-    const Points<S> points = given.points<S>();
+  with_accumulator(given.dtype, "x", [&](auto zero) {
+    using A = decltype(zero);
+    const Points<A> points = given.points<A>();
     A* to_t = result<A>(dt);
     if (dim == 0) return std::fill_n(to_t, dt.numel(), A(0)), void();
     const A* angle_grad = is_angle ? data<A>(g) : nullptr;
-    const S* rows = is_angle ? nullptr : data<S>(g);
-    S *to_x = result<S>(dx), *to_y = result<S>(dy);
+    const InRows<A> rows = in_rows<A>(g);
+    const OutRows<A> to_x = out_rows<A>(dx), to_y = out_rows<A>(dy);
     parallel_for(0, n, grain(dim), [&](int64_t begin, int64_t end) {
       simd::run<PointsBackwardRows>(&points, angle_grad, rows, to_x, to_y, to_t, begin, end);
     });

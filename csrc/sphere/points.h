@@ -67,22 +67,22 @@ HK_INLINE Crossing crossing(const Row<A>& x, int64_t dim) {
   return {axis, position, rest < 0.25 ? 0 : 1 / std::sqrt(rest)};  // on a circle of no width there is none
 }
 
-template <class S>
+template <class A>
 struct Points {
-  Rows<S> x, y;
-  const Accumulate<S>* t;
+  InRows<A> x, y;
+  const A* t;
   int64_t dim;
   PointsKind kind;
 };
 
 // Writes along the geodesic: forward x^ + sideways u, where u is the unit tangent at x^ that leads to y^.
 struct PointsRows {
-  template <class S, class A>
-  static HK_INLINE void run(const Points<S>* of, A* angles, S* out, int64_t begin, int64_t end) {
+  template <class A>
+  static HK_INLINE void run(const Points<A>* of, A* angles, OutRows<A> out, int64_t begin, int64_t end) {
     const int64_t dim = of->dim;
-    std::vector<A> scratch(2 * dim);
+    std::vector<A> scratch(2 * dim + out.scratch(dim));
     for (int64_t row = begin; row < end; ++row) {
-      const Pair<A> pair = bring(of->x.row(row), of->y.row(row), scratch.data(), dim);
+      const Pair<A> pair = bring(of->x, of->y, row, scratch.data(), dim);
       const Row<A>&x = pair.x, &y = pair.y;
       const Geodesic<A> way = geodesic(pair, dim);
       if (of->kind == PointsKind::kAngle) {
@@ -92,20 +92,21 @@ struct PointsRows {
       const A turned = of->kind == PointsKind::kLog ? A(0) : of->t[row] * A(way.angle);
       const double forward = of->kind == PointsKind::kLog ? 0 : double(simd::cos(turned));
       const double sideways = of->kind == PointsKind::kLog ? way.angle : double(simd::sin(turned));
-      S* to = out + row * dim;
+      A* to = out.row(row, scratch.data() + 2 * dim, dim);
       if (way.opposite) {
         const Crossing c = crossing(x, dim);
         const A scale = A((forward - sideways * c.weight * c.position) / x.norm);
 #pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) store(to + i, scale * x.data[i]);
-        store(to + c.axis, A(scale * x.data[c.axis] + sideways * c.weight));
+        for (int64_t i = 0; i < dim; ++i) to[i] = scale * x.data[i];
+        to[c.axis] = A(scale * x.data[c.axis] + sideways * c.weight);
       } else {
         const A across = A(sideways * way.inverse), scale = A(forward / x.norm - sideways * way.inverse * way.along);
 #pragma omp simd
         for (int64_t i = 0; i < dim; ++i) {
-          store(to + i, scale * x.data[i] + across * (y.data[i] + way.shift * x.data[i]));
+          to[i] = scale * x.data[i] + across * (y.data[i] + way.shift * x.data[i]);
         }
       }
+      out.finish(row, to, dim);
     }
   }
 };
@@ -139,13 +140,13 @@ HK_INLINE Gradients gradients(PointsKind kind, const Geodesic<A>& way, double t,
 }
 
 struct PointsBackwardRows {
-  template <class S, class A>
-  static HK_INLINE void run(const Points<S>* of, const A* angle_grad, const S* grad, S* dx, S* dy, A* dt, int64_t begin,
-                            int64_t end) {
+  template <class A>
+  static HK_INLINE void run(const Points<A>* of, const A* angle_grad, InRows<A> grad, OutRows<A> dx, OutRows<A> dy,
+                            A* dt, int64_t begin, int64_t end) {
     const int64_t dim = of->dim;
-    std::vector<A> scratch(3 * dim);
+    std::vector<A> scratch(4 * dim);
     for (int64_t row = begin; row < end; ++row) {
-      const Pair<A> pair = bring(of->x.row(row), of->y.row(row), scratch.data(), dim);
+      const Pair<A> pair = bring(of->x, of->y, row, scratch.data(), dim);
       const Row<A>&x = pair.x, &y = pair.y;
       const Geodesic<A> way = geodesic(pair, dim);
       const A* g = x.data;  // of an angle there is no gradient row: this one is read with a factor of 0
@@ -154,7 +155,7 @@ struct PointsBackwardRows {
         const double given = double(angle_grad[row]);
         result = {{0, -given, 0}, {-given * way.sine, given * way.cosine, 0}, 0};
       } else {
-        g = plain(grad + row * dim, scratch.data() + 2 * dim, dim);
+        g = grad.read(row, scratch.data() + 2 * dim, dim);
         const Sums s = sums<A>(dim, [&](int64_t i, A& gx, A& ge, A&, A&) HK_LAMBDA {
           gx += g[i] * x.data[i];
           ge += g[i] * (y.data[i] + way.shift * x.data[i]);
@@ -167,28 +168,30 @@ struct PointsBackwardRows {
           result.dt = way.angle * (gc * std::cos(A(t * way.angle)) - gx * std::sin(A(t * way.angle)));
         }
       }
+      A* written = scratch.data() + 3 * dim;
       if (dt != nullptr) dt[row] = A(result.dt);
-      write(dx, row, result.dx, way.opposite ? 0 : x.inverse, x, y, g, way, dim);
-      write(dy, row, result.dy, way.opposite ? 0 : y.inverse, x, y, g, way, dim);
+      write(dx, row, result.dx, way.opposite ? 0 : x.inverse, x, y, g, way, written, dim);
+      write(dy, row, result.dy, way.opposite ? 0 : y.inverse, x, y, g, way, written, dim);
     }
   }
 
-  template <class S, class A>
-  static HK_INLINE void write(S* out, int64_t row, const Combination& of, double factor, const Row<A>& x,
-                              const Row<A>& y, const A* g, const Geodesic<A>& way, int64_t dim) {
-    if (out == nullptr) return;
-    S* to = out + row * dim;
+  template <class A>
+  static HK_INLINE void write(OutRows<A> out, int64_t row, const Combination& of, double factor, const Row<A>& x,
+                              const Row<A>& y, const A* g, const Geodesic<A>& way, A* scratch, int64_t dim) {
+    if (!out.wanted()) return;
+    A* to = out.row(row, scratch, dim);
     if (factor == 0) {
-      std::fill(to, to + dim, S{});
-      return;
+      std::fill(to, to + dim, A(0));
+      return out.finish(row, to, dim);
     }
     const double tangent = of.tangent * way.inverse;
     const A a = A((of.point / x.norm - tangent * way.along) * factor), b = A(tangent * factor),
             c = A(of.given * factor);
 #pragma omp simd
     for (int64_t i = 0; i < dim; ++i) {
-      store(to + i, a * x.data[i] + b * (y.data[i] + way.shift * x.data[i]) + c * g[i]);
+      to[i] = a * x.data[i] + b * (y.data[i] + way.shift * x.data[i]) + c * g[i];
     }
+    out.finish(row, to, dim);
   }
 };
 

@@ -22,20 +22,20 @@ struct Given {
     dim = h.size(1);
   }
 
-  template <class S>
-  Residuals<S> residuals() const {
-    return {rows_of<S>(h), rows_of<S>(block), data<Accumulate<S>>(alpha), dim};
+  template <class A>
+  Residuals<A> residuals() const {
+    return {in_rows<A>(h), in_rows<A>(block), data<A>(alpha), dim};
   }
 };
 
 Tensor sphere_residual(const Tensor& h, const Tensor& block, const Tensor& alpha) {
   const Given given(h, block, alpha);
   const Tensor out = empty({given.n, given.dim}, given.dtype);
-  with_storage(given.dtype, "h", [&](auto storage) {
-    using S = decltype(storage);
-    const Residuals<S> residuals = given.residuals<S>();
-    S* to = result<S>(out);
-    if (to == nullptr) return;
+  with_accumulator(given.dtype, "h", [&](auto zero) {
+    using A = decltype(zero);
+    const Residuals<A> residuals = given.residuals<A>();
+    const OutRows<A> to = out_rows<A>(out);
+    if (!to.wanted()) return;
     parallel_for(0, given.n, grain(given.dim),
                  [&](int64_t begin, int64_t end) { simd::run<ResidualRows>(&residuals, to, begin, end); });
   });
@@ -47,24 +47,24 @@ std::tuple<Tensor, Tensor, Tensor> sphere_residual_backward(const Tensor& grad, 
                                                             bool need_alpha) {
   const Given given(h, block, alpha);
   const int64_t n = given.n, dim = given.dim, count = parts_of(n);
-  const Tensor g = packed(rows_like(grad, h, "grad"));
+  const Tensor g = rows_like(grad, h, "grad");
   const Tensor dh = empty_if(need_h, {n, dim}, given.dtype), dblock = empty_if(need_block, {n, dim}, given.dtype);
   const Tensor dalpha = empty_if(need_alpha, {dim}, given.wide);
   std::vector<double> parts(need_alpha ? count * dim : 0);
-  with_storage(given.dtype, "h", [&](auto storage) {
-    using S = decltype(storage);
-    const Residuals<S> residuals = given.residuals<S>();
-    const S* from = data<S>(g);
-    S *to_h = result<S>(dh), *to_block = result<S>(dblock);
+  with_accumulator(given.dtype, "h", [&](auto zero) {
+    using A = decltype(zero);
+    const Residuals<A> residuals = given.residuals<A>();
+    const InRows<A> from = in_rows<A>(g);
+    const OutRows<A> to_h = out_rows<A>(dh), to_block = out_rows<A>(dblock);
     double* sums = parts.empty() ? nullptr : parts.data();
-    if (to_h == nullptr && to_block == nullptr && sums == nullptr) return;
+    if (!to_h.wanted() && !to_block.wanted() && sums == nullptr) return;
     parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         simd::run<ResidualBackwardRows>(&residuals, from, to_h, to_block, sums == nullptr ? sums : sums + part * dim,
                                         part * n / count, (part + 1) * n / count);
       }
     });
-    if (sums != nullptr) sum_parts(parts, count, dim, result<Accumulate<S>>(dalpha));
+    if (sums != nullptr) sum_parts(parts, count, dim, result<A>(dalpha));
   });
   return {dh, dblock, dalpha};
 }

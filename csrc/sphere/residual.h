@@ -5,10 +5,10 @@
 
 namespace hyperkernels::sphere {
 
-template <class S>
+template <class A>
 struct Residuals {
-  Rows<S> h, block;
-  const Accumulate<S>* alpha;
+  InRows<A> h, block;
+  const A* alpha;
   int64_t dim;
 };
 
@@ -32,19 +32,19 @@ HK_INLINE Mixture<A> mix(const Row<A>& h, const Row<A>& block, const A* alpha, A
 }
 
 struct ResidualRows {
-  template <class S>
-  static HK_INLINE void run(const Residuals<S>* of, S* out, int64_t begin, int64_t end) {
-    using A = Accumulate<S>;
+  template <class A>
+  static HK_INLINE void run(const Residuals<A>* of, OutRows<A> out, int64_t begin, int64_t end) {
     const int64_t dim = of->dim;
-    std::vector<A> scratch(3 * dim);
+    std::vector<A> scratch(3 * dim + out.scratch(dim));
     A *kept = scratch.data(), *r = kept + 2 * dim;
     for (int64_t row = begin; row < end; ++row) {
-      const Pair<A> pair = bring(of->h.row(row), of->block.row(row), kept, dim);
+      const Pair<A> pair = bring(of->h, of->block, row, kept, dim);
       const Mixture<A> m = mix(pair.x, pair.y, of->alpha, r, dim);
       const A scale = A(m.inverse);
-      S* to = out + row * dim;
+      A* to = out.row(row, kept + 3 * dim, dim);
 #pragma omp simd
-      for (int64_t i = 0; i < dim; ++i) store(to + i, scale * r[i]);
+      for (int64_t i = 0; i < dim; ++i) to[i] = scale * r[i];
+      out.finish(row, to, dim);
     }
   }
 };
@@ -52,18 +52,17 @@ struct ResidualRows {
 // With g_r = (g - (g . out) out) / |r|: (1 - alpha) g_r and alpha g_r, each without its part along h^ and block^, over
 // |h| and |block|; dalpha is the sum over rows of (block^ - h^) g_r.
 struct ResidualBackwardRows {
-  template <class S>
-  static HK_INLINE void run(const Residuals<S>* of, const S* grad, S* dh, S* dblock, double* dalpha, int64_t begin,
-                            int64_t end) {
-    using A = Accumulate<S>;
+  template <class A>
+  static HK_INLINE void run(const Residuals<A>* of, InRows<A> grad, OutRows<A> dh, OutRows<A> dblock, double* dalpha,
+                            int64_t begin, int64_t end) {
     const int64_t dim = of->dim;
     const A* alpha = of->alpha;
-    std::vector<A> scratch(4 * dim);
-    A *kept = scratch.data(), *r = kept + 3 * dim;
+    std::vector<A> scratch(5 * dim);
+    A *kept = scratch.data(), *r = kept + 3 * dim, *written = kept + 4 * dim;
     for (int64_t row = begin; row < end; ++row) {
-      const Pair<A> pair = bring(of->h.row(row), of->block.row(row), kept, dim);
+      const Pair<A> pair = bring(of->h, of->block, row, kept, dim);
       const Mixture<A> m = mix(pair.x, pair.y, alpha, r, dim);
-      const A* g = plain(grad + row * dim, kept + 2 * dim, dim);
+      const A* g = grad.read(row, kept + 2 * dim, dim);
       const Row<A>&h = pair.x, &block = pair.y;
       const A multiple = A(simd::dot<A>(g, r, dim) * m.inverse * m.inverse), scale = A(m.inverse * h.norm);
       A* gr = r;  // g_r takes the place of r
@@ -74,17 +73,19 @@ struct ResidualBackwardRows {
         alpha_h += moved * h.data[i];
         alpha_block += moved * block.data[i];
       });
-      if (dh != nullptr) {
+      if (dh.wanted()) {
         const A less = A((s.a - s.b) / (h.norm * h.norm)), over = A(h.inverse);
-        S* to = dh + row * dim;
+        A* to = dh.row(row, written, dim);
 #pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) store(to + i, (gr[i] - alpha[i] * gr[i] - less * h.data[i]) * over);
+        for (int64_t i = 0; i < dim; ++i) to[i] = (gr[i] - alpha[i] * gr[i] - less * h.data[i]) * over;
+        dh.finish(row, to, dim);
       }
-      if (dblock != nullptr) {
+      if (dblock.wanted()) {
         const A less = A(s.c / (block.norm * block.norm)), over = A(block.inverse);
-        S* to = dblock + row * dim;
+        A* to = dblock.row(row, written, dim);
 #pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) store(to + i, (alpha[i] * gr[i] - less * block.data[i]) * over);
+        for (int64_t i = 0; i < dim; ++i) to[i] = (alpha[i] * gr[i] - less * block.data[i]) * over;
+        dblock.finish(row, to, dim);
       }
       if (dalpha != nullptr) {
         const A unit = A(1 / h.norm);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../common/math.h"
+#include "../common/rows.h"
 #include "../common/sums.h"
 
 namespace hyperkernels::sphere {
@@ -17,15 +18,6 @@ namespace hyperkernels::sphere {
 // A shorter row has no direction: it counts as 0 and gets a gradient of 0.
 constexpr double kEps = 1e-12;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-// Rows of equal length, unit stride within each; rows may coincide (stride 0).
-template <class S>
-struct Rows {
-  const S* data;
-  int64_t stride;
-
-  HK_INLINE const S* row(int64_t i) const { return data + i * stride; }
-};
 
 // A row whose squares and products neither overflow nor vanish.
 template <class A>
@@ -36,17 +28,6 @@ struct Row {
   bool is_short;   // data is 0
 };
 
-// The elements of a row in the accumulator's type: in place, or in scratch.
-HK_INLINE const float* plain(const float* row, float*, int64_t) { return row; }
-HK_INLINE const double* plain(const double* row, double*, int64_t) { return row; }
-template <class S>
-HK_INLINE const float* plain(const S* row, float* scratch, int64_t dim) {
-#pragma omp simd
-  for (int64_t i = 0; i < dim; ++i) scratch[i] = simd::load(row + i);
-  return scratch;
-}
-
-using simd::store;
 using simd::Sums;
 using simd::sums;
 
@@ -66,12 +47,16 @@ HK_RARE Row<A> rescaled(const A* data, double length, A* scratch, int64_t dim) {
   return {scratch, finite ? 1 : kNaN, finite ? 1 / length : kNaN, false};
 }
 
-template <class S, class A>
-HK_INLINE Row<A> bring(const S* row, A* scratch, int64_t dim) {
-  const A* data = plain(row, scratch, dim);
+template <class A>
+HK_INLINE Row<A> bring(const A* data, A* scratch, int64_t dim) {
   const double length = simd::length(data, dim);
   if (ordinary(length)) return {data, length, 1 / length, false};
   return rescaled(data, length, scratch, dim);
+}
+
+template <class A>
+HK_INLINE Row<A> bring(const InRows<A>& rows, int64_t row, A* scratch, int64_t dim) {
+  return bring(rows.read(row, scratch, dim), scratch, dim);
 }
 
 // Two rows and their product, in one pass where both are ordinary. The scratch holds two rows.
@@ -88,9 +73,9 @@ HK_RARE Pair<A> rescaled(const A* x, const A* y, A* scratch, int64_t dim) {
   return {one, other, simd::dot<A>(one.data, other.data, dim)};
 }
 
-template <class S, class A>
-HK_INLINE Pair<A> bring(const S* x, const S* y, A* scratch, int64_t dim) {
-  const A *a = plain(x, scratch, dim), *b = plain(y, scratch + dim, dim);
+template <class A>
+HK_INLINE Pair<A> bring(const InRows<A>& x, const InRows<A>& y, int64_t row, A* scratch, int64_t dim) {
+  const A *a = x.read(row, scratch, dim), *b = y.read(row, scratch + dim, dim);
   const Sums s = sums<A>(dim, [&](int64_t i, A& xx, A& yy, A& xy, A&) HK_LAMBDA {
     xx += a[i] * a[i];
     yy += b[i] * b[i];

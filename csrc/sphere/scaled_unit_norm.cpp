@@ -24,20 +24,20 @@ struct Given {
                    scales);
   }
 
-  template <class S>
-  Scaled<S> scaled() const {
-    return {rows_of<S>(x), data<Accumulate<S>>(scale), scales, dim};
+  template <class A>
+  Scaled<A> scaled() const {
+    return {in_rows<A>(x), data<A>(scale), scales, dim};
   }
 };
 
 Tensor scaled_unit_norm(const Tensor& x, const Tensor& scale) {
   const Given given(x, scale);
   const Tensor out = empty({given.n, given.dim}, given.dtype);
-  with_storage(given.dtype, "x", [&](auto storage) {
-    using S = decltype(storage);
-    const Scaled<S> scaled = given.scaled<S>();
-    S* to = result<S>(out);
-    if (to == nullptr) return;
+  with_accumulator(given.dtype, "x", [&](auto zero) {
+    using A = decltype(zero);
+    const Scaled<A> scaled = given.scaled<A>();
+    const OutRows<A> to = out_rows<A>(out);
+    if (!to.wanted()) return;
     parallel_for(0, given.n, grain(given.dim),
                  [&](int64_t begin, int64_t end) { simd::run<ScaledRows>(&scaled, to, begin, end); });
   });
@@ -48,19 +48,19 @@ std::tuple<Tensor, Tensor> scaled_unit_norm_backward(const Tensor& grad, const T
                                                      bool need_x, bool need_scale) {
   const Given given(x, scale);
   const int64_t n = given.n, dim = given.dim, scales = given.scales;
-  const Tensor g = packed(rows_like(grad, x, "grad"));
+  const Tensor g = rows_like(grad, x, "grad");
   const Tensor dx = empty_if(need_x, {n, dim}, given.dtype), dscale = empty_if(need_scale, {scales, dim}, given.wide);
   const int64_t turns = scales > 0 ? n / scales : 0, count = parts_of(turns);
   std::vector<double> parts(need_scale ? count * scales * dim : 0);
   // Where there are few turns through the scale the threads share its rows as well.
   const int64_t shares = std::clamp<int64_t>(64 / count, 1, std::max<int64_t>(1, scales));
-  with_storage(given.dtype, "x", [&](auto storage) {
-    using S = decltype(storage);
-    const Scaled<S> scaled = given.scaled<S>();
-    const S* from = data<S>(g);
-    S* to = result<S>(dx);
+  with_accumulator(given.dtype, "x", [&](auto zero) {
+    using A = decltype(zero);
+    const Scaled<A> scaled = given.scaled<A>();
+    const InRows<A> from = in_rows<A>(g);
+    const OutRows<A> to = out_rows<A>(dx);
     double* sums = parts.empty() ? nullptr : parts.data();
-    if (to == nullptr && sums == nullptr) return;
+    if (!to.wanted() && sums == nullptr) return;
     parallel_for(0, count * shares, 1, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t part = unit / shares, share = unit % shares;
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> scaled_unit_norm_backward(const Tensor& grad, const T
         }
       }
     });
-    if (sums != nullptr) sum_parts(parts, count, scales * dim, result<Accumulate<S>>(dscale));
+    if (sums != nullptr) sum_parts(parts, count, scales * dim, result<A>(dscale));
   });
   return {dx, dscale};
 }

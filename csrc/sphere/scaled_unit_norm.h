@@ -5,48 +5,49 @@
 
 namespace hyperkernels::sphere {
 
-template <class S>
+template <class A>
 struct Scaled {
-  Rows<S> x;
-  const Accumulate<S>* scale;  // [scales, dim]
+  InRows<A> x;
+  const A* scale;  // [scales, dim]
   int64_t scales, dim;
 };
 
 struct ScaledRows {
-  template <class S>
-  static HK_INLINE void run(const Scaled<S>* of, S* out, int64_t begin, int64_t end) {
-    using A = Accumulate<S>;
+  template <class A>
+  static HK_INLINE void run(const Scaled<A>* of, OutRows<A> out, int64_t begin, int64_t end) {
     const int64_t dim = of->dim;
-    std::vector<A> scratch(dim);
+    std::vector<A> scratch(dim + out.scratch(dim));
     for (int64_t row = begin; row < end; ++row) {
-      const Row<A> x = bring(of->x.row(row), scratch.data(), dim);
+      const Row<A> x = bring(of->x, row, scratch.data(), dim);
       const A* scale = of->scale + row % of->scales * dim;
       const A unit = A(1 / x.norm);
-      S* to = out + row * dim;
+      A* to = out.row(row, scratch.data() + dim, dim);
 #pragma omp simd
-      for (int64_t i = 0; i < dim; ++i) store(to + i, x.data[i] * unit * scale[i]);
+      for (int64_t i = 0; i < dim; ++i) to[i] = x.data[i] * unit * scale[i];
+      out.finish(row, to, dim);
     }
   }
 };
 
 // dx = (s - (s . x^) x^) / |x| with s = g scale; dscale is the sum over rows of g x^.
 struct ScaledBackwardRows {
-  template <class S>
-  static HK_INLINE void run(const Scaled<S>* of, const S* grad, S* dx, double* dscale, int64_t begin, int64_t end) {
-    using A = Accumulate<S>;
+  template <class A>
+  static HK_INLINE void run(const Scaled<A>* of, InRows<A> grad, OutRows<A> dx, double* dscale, int64_t begin,
+                            int64_t end) {
     const int64_t dim = of->dim;
-    std::vector<A> scratch(2 * dim);
+    std::vector<A> scratch(3 * dim);
     for (int64_t row = begin; row < end; ++row) {
-      const Row<A> x = bring(of->x.row(row), scratch.data(), dim);
-      const A* g = plain(grad + row * dim, scratch.data() + dim, dim);
+      const Row<A> x = bring(of->x, row, scratch.data(), dim);
+      const A* g = grad.read(row, scratch.data() + dim, dim);
       const int64_t which = row % of->scales * dim;
       const A *scale = of->scale + which, *from = x.data;
-      if (dx != nullptr) {
+      if (dx.wanted()) {
         const Sums s = sums<A>(dim, [&](int64_t i, A& sx, A&, A&, A&) HK_LAMBDA { sx += g[i] * scale[i] * from[i]; });
         const A along = A(s.a / (x.norm * x.norm)), over = A(x.inverse);
-        S* to = dx + row * dim;
+        A* to = dx.row(row, scratch.data() + 2 * dim, dim);
 #pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) store(to + i, (g[i] * scale[i] - along * from[i]) * over);
+        for (int64_t i = 0; i < dim; ++i) to[i] = (g[i] * scale[i] - along * from[i]) * over;
+        dx.finish(row, to, dim);
       }
       if (dscale != nullptr) {
         // Rows whose terms cancel leave the rounding of each: in double, and for doubles by the division itself.

@@ -28,10 +28,9 @@ Tensor segment_sum(const Tensor& given, const Tensor& labels, const Tensor& give
   const int64_t first = offsets[0], total = offsets[count] - first, parts = parts_of(total);
   std::vector<double> heads(parts * dim);
   std::vector<int64_t> unfinished(parts, -1);
-  with_storage(x.scalar_type(), "x", [&](auto storage) {
-    using S = decltype(storage);
-    using A = Accumulate<S>;
-    const Segments<S> segments{rows_of<S>(x), order.data(), offsets.data(), count, dim};
+  with_accumulator(x.scalar_type(), "x", [&](auto zero) {
+    using A = decltype(zero);
+    const Segments<A> segments{in_rows<A>(x), order.data(), offsets.data(), count, dim};
     A* to = result<A>(out);
     if (to == nullptr) return;
     std::fill_n(to, count * dim, A(0));  // what has no row

@@ -22,20 +22,20 @@ struct Given {
     dim = x.size(1);
   }
 
-  template <class S>
-  Vectors<S> vectors() const {
-    return {rows_of<S>(x), rows_of<S>(v), dim, kind};
+  template <class A>
+  Vectors<A> vectors() const {
+    return {in_rows<A>(x), in_rows<A>(v), dim, kind};
   }
 };
 
 Tensor sphere_vectors(const Tensor& x, const Tensor& v, std::string_view kind) {
   const Given given(x, v, kind);
   const Tensor out = empty({given.n, given.dim}, given.dtype);
-  with_storage(given.dtype, "x", [&](auto storage) {
-    using S = decltype(storage);
-    const Vectors<S> vectors = given.vectors<S>();
-    S* to = result<S>(out);
-    if (to == nullptr) return;
+  with_accumulator(given.dtype, "x", [&](auto zero) {
+    using A = decltype(zero);
+    const Vectors<A> vectors = given.vectors<A>();
+    const OutRows<A> to = out_rows<A>(out);
+    if (!to.wanted()) return;
     parallel_for(0, given.n, grain(given.dim),
                  [&](int64_t begin, int64_t end) { simd::run<VectorsRows>(&vectors, to, begin, end); });
   });
@@ -45,15 +45,15 @@ Tensor sphere_vectors(const Tensor& x, const Tensor& v, std::string_view kind) {
 std::tuple<Tensor, Tensor> sphere_vectors_backward(const Tensor& grad, const Tensor& x, const Tensor& v,
                                                    std::string_view kind, bool need_x, bool need_v) {
   const Given given(x, v, kind);
-  const Tensor g = packed(rows_like(grad, x, "grad"));
+  const Tensor g = rows_like(grad, x, "grad");
   const Tensor dx = empty_if(need_x, {given.n, given.dim}, given.dtype);
   const Tensor dv = empty_if(need_v, {given.n, given.dim}, given.dtype);
-  with_storage(given.dtype, "x", [&](auto storage) {
-    using S = decltype(storage);
-    const Vectors<S> vectors = given.vectors<S>();
-    const S* from = data<S>(g);
-    S *to_x = result<S>(dx), *to_v = result<S>(dv);
-    if (to_x == nullptr && to_v == nullptr) return;
+  with_accumulator(given.dtype, "x", [&](auto zero) {
+    using A = decltype(zero);
+    const Vectors<A> vectors = given.vectors<A>();
+    const InRows<A> from = in_rows<A>(g);
+    const OutRows<A> to_x = out_rows<A>(dx), to_v = out_rows<A>(dv);
+    if (!to_x.wanted() && !to_v.wanted()) return;
     parallel_for(0, given.n, grain(given.dim), [&](int64_t begin, int64_t end) {
       simd::run<VectorsBackwardRows>(&vectors, from, to_x, to_v, begin, end);
     });

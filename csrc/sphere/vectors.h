@@ -7,9 +7,9 @@ namespace hyperkernels::sphere {
 
 enum class VectorsKind { kTangent, kExp, kRetract };
 
-template <class S>
+template <class A>
 struct Vectors {
-  Rows<S> x, v;
+  InRows<A> x, v;
   int64_t dim;
   VectorsKind kind;
 };
@@ -53,20 +53,20 @@ inline Path path(VectorsKind kind, double n) {
 }
 
 struct VectorsRows {
-  template <class S>
-  static HK_INLINE void run(const Vectors<S>* of, S* out, int64_t begin, int64_t end) {
-    using A = Accumulate<S>;
+  template <class A>
+  static HK_INLINE void run(const Vectors<A>* of, OutRows<A> out, int64_t begin, int64_t end) {
     const int64_t dim = of->dim;
-    std::vector<A> scratch(3 * dim);
+    std::vector<A> scratch(3 * dim + out.scratch(dim));
     A *kept = scratch.data(), *w = kept + 2 * dim;
     for (int64_t row = begin; row < end; ++row) {
-      const Row<A> x = bring(of->x.row(row), kept, dim);
-      split(x, plain(of->v.row(row), kept + dim, dim), w, dim);
+      const Row<A> x = bring(of->x, row, kept, dim);
+      split(x, of->v.read(row, kept + dim, dim), w, dim);
       const Path at = path(of->kind, of->kind == VectorsKind::kTangent ? 0 : simd::length(w, dim));
       const A a = A(at.a / x.norm), b = A(at.b);
-      S* to = out + row * dim;
+      A* to = out.row(row, kept + 3 * dim, dim);
 #pragma omp simd
-      for (int64_t i = 0; i < dim; ++i) store(to + i, a * x.data[i] + b * w[i]);
+      for (int64_t i = 0; i < dim; ++i) to[i] = a * x.data[i] + b * w[i];
+      out.finish(row, to, dim);
     }
   }
 };
@@ -74,40 +74,41 @@ struct VectorsRows {
 // With p = x^ . v and g' = g - (g . x^) x^: dv = B g' + nu w and dx^ = (A - p B) g' - (p nu + B (g . x^)) w, where
 // nu = (A' (g . x^) + B' (g . w)) / |w|.
 struct VectorsBackwardRows {
-  template <class S>
-  static HK_INLINE void run(const Vectors<S>* of, const S* grad, S* dx, S* dv, int64_t begin, int64_t end) {
-    using A = Accumulate<S>;
+  template <class A>
+  static HK_INLINE void run(const Vectors<A>* of, InRows<A> grad, OutRows<A> dx, OutRows<A> dv, int64_t begin,
+                            int64_t end) {
     const int64_t dim = of->dim;
-    std::vector<A> scratch(4 * dim);
-    A *kept = scratch.data(), *w = kept + 3 * dim;
+    std::vector<A> scratch(5 * dim);
+    A *kept = scratch.data(), *w = kept + 3 * dim, *written = kept + 4 * dim;
     for (int64_t row = begin; row < end; ++row) {
-      const Row<A> x = bring(of->x.row(row), kept, dim);
-      const double p = split(x, plain(of->v.row(row), kept + dim, dim), w, dim) * x.norm;
-      const A* g = plain(grad + row * dim, kept + 2 * dim, dim);
+      const Row<A> x = bring(of->x, row, kept, dim);
+      const double p = split(x, of->v.read(row, kept + dim, dim), w, dim) * x.norm;
+      const A* g = grad.read(row, kept + 2 * dim, dim);
       const Path at = path(of->kind, of->kind == VectorsKind::kTangent ? 0 : simd::length(w, dim));
       const Sums s = sums<A>(dim, [&](int64_t i, A& gx, A& gw, A&, A&) HK_LAMBDA {
         gx += g[i] * x.data[i];
         gw += g[i] * w[i];
       });
       const double gx = s.a / x.norm, nu = at.slope_a * gx + at.slope_b * s.b;
-      write(dv, row, at.b, nu, 1, gx, x, w, g, dim);
-      write(dx, row, at.a - p * at.b, -(p * nu + at.b * gx), x.inverse, gx, x, w, g, dim);
+      write(dv, row, at.b, nu, 1, gx, x, w, g, written, dim);
+      write(dx, row, at.a - p * at.b, -(p * nu + at.b * gx), x.inverse, gx, x, w, g, written, dim);
     }
   }
 
   // factor (of_g g' + of_w w)
-  template <class S, class A>
-  static HK_INLINE void write(S* out, int64_t row, double of_g, double of_w, double factor, double gx, const Row<A>& x,
-                              const A* w, const A* g, int64_t dim) {
-    if (out == nullptr) return;
-    S* to = out + row * dim;
+  template <class A>
+  static HK_INLINE void write(OutRows<A> out, int64_t row, double of_g, double of_w, double factor, double gx,
+                              const Row<A>& x, const A* w, const A* g, A* scratch, int64_t dim) {
+    if (!out.wanted()) return;
+    A* to = out.row(row, scratch, dim);
     if (factor == 0) {
-      std::fill(to, to + dim, S{});
-      return;
+      std::fill(to, to + dim, A(0));
+      return out.finish(row, to, dim);
     }
     const A a = A(-of_g * gx / x.norm * factor), b = A(of_w * factor), c = A(of_g * factor);
 #pragma omp simd
-    for (int64_t i = 0; i < dim; ++i) store(to + i, a * x.data[i] + b * w[i] + c * g[i]);
+    for (int64_t i = 0; i < dim; ++i) to[i] = a * x.data[i] + b * w[i] + c * g[i];
+    out.finish(row, to, dim);
   }
 };
 

@@ -17,19 +17,23 @@ struct Shape {
     dim = x.size(-1);
     rows = dim == 0 ? 0 : x.numel() / dim;
   }
+
+  // Of a contiguous tensor.
+  template <class A>
+  InRows<A> in(const Tensor& x) const {
+    return {x.const_data_ptr(), dim, stored_as(x.scalar_type())};
+  }
 };
 
 // Both contiguous; they may be one.
 void normalise(const Tensor& x, const Tensor& y, double eps) {
   const Shape shape(x);
-  with_storage(x.scalar_type(), "x", [&](auto storage) {
-    using S = decltype(storage);
-    const S* in = data<S>(x);
-    S* out = mutable_data<S>(y);
-    parallel_for(0, shape.rows, grain(shape.dim), [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * shape.dim;
-      simd::run<UnitNormRows>(in + first, out + first, end - begin, shape.dim, eps);
-    });
+  with_accumulator(x.scalar_type(), "x", [&](auto zero) {
+    using A = decltype(zero);
+    const InRows<A> from = shape.in<A>(x);
+    const OutRows<A> to = out_rows<A>(y);
+    parallel_for(0, shape.rows, grain(shape.dim),
+                 [&](int64_t begin, int64_t end) { simd::run<UnitNormRows>(from, to, shape.dim, eps, begin, end); });
   });
 }
 
@@ -51,13 +55,12 @@ Tensor unit_norm_backward(const Tensor& grad, const Tensor& x, double eps) {
   check_sizes(grad, sizes_of(x), "grad");
   check_dtype(grad, x.scalar_type(), "grad");
   const Tensor g = packed(grad), in = packed(x), out = empty(sizes_of(x), x.scalar_type());
-  with_storage(x.scalar_type(), "x", [&](auto storage) {
-    using S = decltype(storage);
-    const S *change = data<S>(g), *from = data<S>(in);
-    S* to = mutable_data<S>(out);
+  with_accumulator(x.scalar_type(), "x", [&](auto zero) {
+    using A = decltype(zero);
+    const InRows<A> change = shape.in<A>(g), from = shape.in<A>(in);
+    const OutRows<A> to = out_rows<A>(out);
     parallel_for(0, shape.rows, grain(shape.dim), [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * shape.dim;
-      simd::run<UnitNormBackwardRows>(change + first, from + first, to + first, end - begin, shape.dim, eps);
+      simd::run<UnitNormBackwardRows>(change, from, to, shape.dim, eps, begin, end);
     });
   });
   return out;
