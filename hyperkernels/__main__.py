@@ -1,4 +1,4 @@
-"""``python -m hyperkernels``: what was built, what was found, and which backend each op would use where."""
+"""``python -m hyperkernels``: which kernels serve which device, what to type where they are missing, and the details."""
 
 from __future__ import annotations
 
@@ -9,13 +9,45 @@ import torch
 
 from . import __version__, _backend, _native
 
+NAMES = {"cpp": "C++ kernels", "cuda": "CUDA C++ kernels", "triton": "Triton kernels", "reference": "plain PyTorch"}
+
+
+def _served(device: str) -> str:
+    """What serves the families on that device; where it is not one for all, each with its families."""
+    by_backend: dict[str, list[str]] = {}
+    for family in _backend.KERNELS:
+        by_backend.setdefault(_backend.choose(family, device).backend, []).append(family)
+    if len(by_backend) == 1:
+        return NAMES[next(iter(by_backend))]
+    return ", ".join(f"{NAMES[backend]} ({', '.join(families)})" for backend, families in by_backend.items())
+
+
+def _summary() -> list[str]:
+    """A sentence for each device, and what to type where it has no kernels."""
+    lines = []
+    try:
+        lines.append(f"The CPU is served by {_served('cpu')}.")
+        gpus = torch.cuda.is_available()
+        subject = "The GPU is" if gpus else "No GPU is visible; one would be"
+        lines.append(f"{subject} served by {_served('cuda')}.")
+    except RuntimeError as error:
+        return [f"Error: {error}."]
+    if _native.OBSTACLE is not None:
+        lines.append(
+            f"C++ kernels are faster on a CPU and take less memory. To build them, in the sources: {_native.BUILD_COMMAND}"
+        )
+    if _backend.triton_obstacle() is not None and gpus:
+        oldest = ".".join(map(str, _backend.OLDEST_TRITON))
+        lines.append(f"Triton kernels are faster on a GPU and take less memory: pip install 'triton>={oldest}'")
+    return lines
+
 
 def _build() -> list[tuple[str, str]]:
     if _native.OBSTACLE is not None:
-        return [("extension", f"none: {_native.OBSTACLE}")]
+        return [("library", f"none: {_native.OBSTACLE}")]
     facts = _native.build_info()
     return [
-        ("extension", str(_native.PATH)),
+        ("library", str(_native.PATH)),
         ("compiler", facts["compiler"]),
         ("instruction sets", facts["instruction_sets"]),
         ("CUDA architectures", facts["cuda_architectures"] or "none: built without CUDA"),
@@ -58,7 +90,8 @@ def _choices() -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    print(f"hyperkernels {__version__}")
+    print(f"hyperkernels {__version__}\n")
+    print(*_summary(), sep="\n")
     for title, rows in (("built", _build()), ("found", _found()), ("backends", _choices())):
         print(f"\n{title}")
         for name, value in rows:

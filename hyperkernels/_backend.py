@@ -139,9 +139,9 @@ def _unavailable(family: str, name: str, device_type: str) -> str | None:
         if _native.OBSTACLE is not None:
             return _native.OBSTACLE
         if not has_cuda_kernels():
-            return "the extension was built without CUDA sources"
+            return "the library was built without CUDA kernels"
         if not _built_for_these_gpus():
-            return f"the extension was not built for every visible GPU ({_native.build_info()['cuda_architectures']})"
+            return f"the library was not built for every visible GPU ({_native.build_info()['cuda_architectures']})"
         return None if device_type == "cuda" else f"cuda kernels run on cuda, not on {device_type}"
     if not has_triton():
         return triton_obstacle()

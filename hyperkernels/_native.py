@@ -11,21 +11,24 @@ from pathlib import Path
 
 import torch
 
-BUILD_COMMAND = "pip install --no-build-isolation -e ."
 CAPABILITY_VARIABLE = "HYPERKERNELS_CPU_CAPABILITY"
 PATH = Path(os.environ.get("HYPERKERNELS_LIBRARY", Path(__file__).with_name("libhyperkernels.so")))
+
+# What builds the library, in a checkout and in the sources of an installed package.
+_IN_PLACE = Path(__file__).parents[1].joinpath("setup.py").exists()
+BUILD_COMMAND = "pip install --no-build-isolation " + ("-e ." if _IN_PLACE else "--force-reinstall --no-deps .")
 
 
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or None and why."""
     if not PATH.exists():
-        return None, f"the extension is not built ({BUILD_COMMAND})"
+        return None, f"the library of C++ kernels is not there; in its sources: {BUILD_COMMAND}"
     try:
         torch.ops.load_library(PATH)
         library = ctypes.CDLL(str(PATH))
     except OSError as error:
         cause = error.__cause__ or error
-        return None, f"the extension does not load, rebuild it beside this torch with {BUILD_COMMAND!r} ({cause})"
+        return None, f"the library of C++ kernels does not load ({cause}); in its sources: {BUILD_COMMAND}"
     library.hyperkernels_fact.restype = ctypes.c_char_p
     return library, None
 

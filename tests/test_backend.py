@@ -104,7 +104,7 @@ def test_a_build_serves_every_gpu_or_none(gpus, serves, monkeypatch):
     if serves:
         assert obstacle is None
     else:
-        assert obstacle == "the extension was not built for every visible GPU (8.0,9.0)"
+        assert obstacle == "the library was not built for every visible GPU (8.0,9.0)"
 
 
 def test_an_unknown_instruction_set_is_refused():
@@ -169,7 +169,7 @@ def test_triton_that_is_new_enough(version, triton_of):
     assert _backend.has_triton()
 
 
-def test_without_the_extension_everything_still_works_with_one_warning():
+def test_without_the_library_everything_still_works_with_one_warning():
     code = """
 import warnings
 import torch
@@ -187,12 +187,12 @@ with warnings.catch_warnings(record=True) as caught:
     assert _native.BUILD_COMMAND in said
 
 
-def test_a_broken_extension_is_reported(tmp_path):
+def test_a_broken_library_is_reported(tmp_path):
     library = tmp_path / "broken.so"
     library.write_text("no library" * 100)
     code = "import hyperkernels._backend as b; print(b.choose('unit_norm', 'cpu'))"
     said = run(code, HYPERKERNELS_LIBRARY=str(library))
-    assert "does not load, rebuild it beside this torch" in said and "invalid ELF header" in said
+    assert "does not load" in said and "invalid ELF header" in said and _native.BUILD_COMMAND in said
 
 
 def test_import_is_light_and_silent():
@@ -204,6 +204,16 @@ new = set(sys.modules) - before
 print(sorted(m for m in new if m.split(".")[0] in ("triton", "numpy", "matplotlib", "torch._inductor")))
 """
     assert run(code, PYTHONWARNINGS="error").strip() == "[]"
+
+
+def test_the_report_says_what_serves_which_device_and_what_mends_it():
+    report = "import runpy; runpy.run_module('hyperkernels', run_name='__main__')"
+    said, kernels = run(report), _native.OBSTACLE is None
+    assert ("The CPU is served by C++ kernels." in said, "To build them" in said) == (kernels, not kernels)
+    said = run(report, HYPERKERNELS_LIBRARY="nowhere.so")
+    assert "The CPU is served by plain PyTorch." in said and _native.BUILD_COMMAND in said
+    said = run(report, HYPERKERNELS_BACKEND="cuda")
+    assert "Error: HYPERKERNELS_BACKEND forces the backend 'cuda'" in said
 
 
 def test_the_report_names_every_family_and_device():

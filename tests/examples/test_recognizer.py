@@ -28,7 +28,7 @@ needs_fonts = pytest.mark.skipif(
     any(not glyphs.installed(module) for module in ("manimgx_fonts_cjk", "matplotlib_fontja")),
     reason="the font wheels manimgx-fonts-cjk and matplotlib-fontja are not installed",
 )
-needs_extension = pytest.mark.skipif(not HAS_KERNELS, reason="the compiled extension is not built")
+needs_library = pytest.mark.skipif(not HAS_KERNELS, reason="the library of C++ kernels is not built")
 
 
 @pytest.fixture(autouse=True)
@@ -231,7 +231,7 @@ def in_float64():
     torch.set_default_dtype(before)
 
 
-@needs_extension
+@needs_library
 @pytest.mark.parametrize(
     "margin", ["arcface", *(pytest.param(m, marks=pytest.mark.slow) for m in ("cosface", "normface"))]
 )

@@ -1,4 +1,4 @@
-"""The environment in which the instrumented extension runs inside an ordinary Python."""
+"""The environment in which the instrumented library runs inside an ordinary Python."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(params=["triton", "cuda"])
 def backend(request):
     if request.param == "cuda" and not _backend.has_cuda_kernels():
-        pytest.skip("the extension was built without CUDA sources")
+        pytest.skip("the library was built without CUDA kernels")
     with hk.backend(request.param):
         yield request.param
 
