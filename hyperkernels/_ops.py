@@ -81,7 +81,7 @@ class Operation(Generic[Call, Result]):
         fields, named = self._call.fields, () if self._result is None else self._result.names
         self._differentiable = tuple(i for i, field in enumerate(fields) if field.name in inputs)
         # What the backward finds again: the tensors of the call, and the results that it asks for.
-        self._saved_inputs = tuple(i for i, f in enumerate(fields) if f.is_tensor and "report" not in f.marks)
+        self._saved_inputs = tuple(i for i, f in enumerate(fields) if f.is_tensor() and "report" not in f.marks)
         self._saved_results = tuple(named.index(name) for name in saved)
         cpp, kernel = _Kernels(self, "cpp"), _Kernels(self, "triton")
         self._kernels = {"cpp": cpp, "cuda": cpp, "triton": kernel}

@@ -27,7 +27,6 @@ class Field(NamedTuple):
     word: str  # the type, as a schema says it
     marks: tuple[str, ...] = ()
 
-    @property
     def is_tensor(self) -> bool:
         return self.word in ("Tensor", "Tensor?")
 

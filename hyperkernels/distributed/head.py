@@ -27,11 +27,9 @@ class Shard(NamedTuple):
     sample_rate: float = 1.0
     hardest: bool = False  # the class of the hardest negative is wanted
 
-    @property
     def start(self) -> int:
         return self.shards.start(self.ranks.rank)
 
-    @property
     def size(self) -> int:
         return self.shards.size(self.ranks.rank)
 
@@ -48,8 +46,8 @@ class Shard(NamedTuple):
 
     def local(self, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
         """The targets as class numbers of this shard, or as sentinels."""
-        own = target - self.start
-        local = torch.where((own >= 0) & (own < self.size), own, ABSENT)
+        own = target - self.start()
+        local = torch.where((own >= 0) & (own < self.size()), own, ABSENT)
         local = torch.where((target >= 0) & (target < self.shards.num_classes), local, OUTSIDE)
         return torch.where(target == ignore_index, IGNORED, local)
 
@@ -58,11 +56,9 @@ class ShardedHead(Head):
     """A head over `shard`. x, target and scale are those of the global batch; weight has the rows of this shard. There
     is no class_scale, and the bias, [C] over all classes, has one value for all."""
 
-    @property
     def classes(self) -> int:
         return self.shard.shards.num_classes
 
-    @property
     def taking_part(self) -> int:
         return self.shard.taking_part(len(self.x))
 
@@ -91,10 +87,10 @@ class ShardedHead(Head):
         local = self._local()
         rows = local.rows_ahead()
         # As in one process, a row whose target is no class is looked up at class 0.
-        here = self.target_class - self.shard.start
-        here = (here >= 0) & (here < self.shard.size)
+        here = self.target_class() - self.shard.start()
+        here = (here >= 0) & (here < self.shard.size())
         target_cos = self.shard.ranks.all_reduce(torch.where(here, rows.target_cos, 0))
-        return Rows(target_cos, rows.x_norm, self.target_class, self.counted)
+        return Rows(target_cos, rows.x_norm, self.target_class(), self.counted())
 
 
 class _Merge(torch.autograd.Function):
@@ -103,7 +99,7 @@ class _Merge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shard: Shard, softmax: bool, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
         mine = torch.stack(parts)
-        if not shard.size:
+        if not shard.size():
             mine.zero_()
             if softmax:
                 mine[0] = -torch.inf
@@ -111,7 +107,7 @@ class _Merge(torch.autograd.Function):
         merged = list(gathered.sum(0).unbind())
         if softmax:
             merged[0] = gathered[:, 0].logsumexp(0)
-        ctx.softmax, ctx.empty = softmax, not shard.size
+        ctx.softmax, ctx.empty = softmax, not shard.size()
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*merged[3:])
         ctx.save_for_backward(mine[0].clone(), merged[0])
@@ -171,8 +167,8 @@ def merge(own: ClassRowStatistics, shard: Shard, kind: str) -> ClassRowStatistic
         merged = merged._replace(hard_cos_sum=others[0], hard_count=others[1])
     if not shard.hardest:
         return merged
-    hardest_class = torch.where(own.hardest_class < 0, -1, own.hardest_class + shard.start)
-    cosines = ranks.all_gather(own.hardest_cos if shard.size else torch.full_like(own.hardest_cos, -torch.inf))
+    hardest_class = torch.where(own.hardest_class < 0, -1, own.hardest_class + shard.start())
+    cosines = ranks.all_gather(own.hardest_cos if shard.size() else torch.full_like(own.hardest_cos, -torch.inf))
     integers = ranks.all_gather(torch.stack([hardest_class, own.target_center]))
     hardest_cos, winner = cosines.max(0)  # of equal ones the first: the lowest class
     return merged._replace(

@@ -341,7 +341,7 @@ def margin_softmax_loss(
     )
     _check.state_on_device("margin", margin, "x", x)
     margin = as_margin(margin)
-    margin.check(head.classes, bool(normalize_x), bool(normalize_weight))
+    margin.check(head.classes(), bool(normalize_x), bool(normalize_weight))
     if margin.own_scale is not None and head.scale.requires_grad:
         raise ValueError(f"scale must be a constant with margin {margin}, which sets the scale itself")
     label_smoothing = _check.number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)

@@ -35,23 +35,19 @@ class Head(NamedTuple):
     receiver: Receiver | None = None  # takes the weight's gradient
     shard: Any = None  # which of the classes weight has, for a head over several processes
 
-    @property
     def classes(self) -> int:
         return self.weight.shape[0] // self.options.sub_centers
 
-    @property
     def taking_part(self) -> int:
-        return self.classes if self.sampled is None else self.sampled.shape[0]
+        return self.classes() if self.sampled is None else self.sampled.shape[0]
 
-    @property
     def counted(self) -> torch.Tensor:
         return self.target != self.options.ignore_index
 
-    @property
     def target_class(self) -> torch.Tensor:
         """The target where it is a class, 0 elsewhere. Rows with 0 for this reason are ignored, or their statistics are
         NaN."""
-        here = (self.target >= 0) & (self.target < self.classes) & self.counted
+        here = (self.target >= 0) & (self.target < self.classes()) & self.counted()
         return torch.where(here, self.target, 0)
 
     def of_sampled(self, per_class: torch.Tensor | None) -> torch.Tensor | None:
@@ -91,26 +87,26 @@ class Head(NamedTuple):
     def logits(self, psi: torch.Tensor) -> torch.Tensor:
         """The logits [N] of the targets, from psi."""
         if self.class_scale is not None:
-            psi = pick(self.class_scale, self.target_class) * psi
+            psi = pick(self.class_scale, self.target_class()) * psi
         logits = self.scale * psi
-        return logits if self.bias is None else logits + pick(self.bias, self.target_class)
+        return logits if self.bias is None else logits + pick(self.bias, self.target_class())
 
     def correct(self, statistics: ClassRowStatistics) -> torch.Tensor:
         """bool [N]: the class of the largest logit, without margin, is the target."""
         own = (self.logits(statistics.target_cos) / self.scale).detach()
-        here = self.counted & (self.target != self.options.absent_index)
+        here = self.counted() & (self.target != self.options.absent_index)
         return here & (own > statistics.hardest_cos)
 
     def rows_ahead(self) -> Rows:
         """The rows before the pass over the classes, without gradient; N * K dot products."""
         dtype, k = self.scale.dtype, self.options.sub_centers
         with torch.no_grad():
-            x, x_norm = unit_rows(torch.where(self.counted[:, None], self.x, 0).to(dtype), self.options.eps)
+            x, x_norm = unit_rows(torch.where(self.counted()[:, None], self.x, 0).to(dtype), self.options.eps)
             cosines = []
             for center in range(k):
-                own = self.weight[self.target_class * k + center].to(self.x.dtype).to(dtype)
+                own = self.weight[self.target_class() * k + center].to(self.x.dtype).to(dtype)
                 cosines.append((x * unit_rows(own, self.options.eps)[0]).sum(1))
-            return Rows(torch.stack(cosines).amax(0), x_norm, self.target_class, self.counted)
+            return Rows(torch.stack(cosines).amax(0), x_norm, self.target_class(), self.counted())
 
 
 class Contained(NamedTuple):
@@ -164,7 +160,7 @@ def margin_softmax(
         if training and margin.adapts_scale:
             with torch.no_grad():
                 statistics = head.statistics().rounded()
-                rows = Rows(statistics.target_cos, statistics.x_norm, head.target_class, head.counted)
+                rows = Rows(statistics.target_cos, statistics.x_norm, head.target_class(), head.counted())
                 margin.update_scale(rows, statistics)
             head = head._replace(scale=margin.own_scale.to(head.scale).expand(head.scale.shape))
     if margin.looks_ahead:
@@ -177,12 +173,12 @@ def margin_softmax(
     if training and not margin.looks_ahead:
         with torch.no_grad():
             known = statistics.rounded()
-            margin.update(Rows(known.target_cos, known.x_norm, head.target_class, head.counted))
+            margin.update(Rows(known.target_cos, known.x_norm, head.target_class(), head.counted()))
     contained = contain(statistics, negatives.kind)
     statistics, used = statistics.rounded(), contained.statistics
     rounded = used.rounded()
     cosines = settle(used.target_cos, head.x.dtype) if margin.angular else rounded.target_cos
-    rows = Rows(cosines, used.x_norm, head.target_class, head.counted)
+    rows = Rows(cosines, used.x_norm, head.target_class(), head.counted())
     psi = margin.target_logits(rows, rounded)
     if psi.shape != head.target.shape:
         raise ValueError(f"margin must return shape {tuple(head.target.shape)}; got {tuple(psi.shape)}")
@@ -193,8 +189,8 @@ def margin_softmax(
         others = head.scale * used.neg_cos_sum
         bias = head.of_sampled(head.bias)
         if head.bias is not None and bias is not None:
-            others = others + spread(total(bias), others.shape[0]) - pick(head.bias, head.target_class)
-        count = head.taking_part
+            others = others + spread(total(bias), others.shape[0]) - pick(head.bias, head.target_class())
+        count = head.taking_part()
         if smoothing_over == "all":
             loss = loss + label_smoothing * (target_logit - (target_logit + others) / count)
         elif count > 1:
@@ -202,4 +198,4 @@ def margin_softmax(
     penalty = margin.penalty(rows)
     if penalty is not None:
         loss = loss + penalty
-    return reduce(contained.restore(loss), head.counted, reduction), statistics, head
+    return reduce(contained.restore(loss), head.counted(), reduction), statistics, head

@@ -33,7 +33,7 @@ def _with_bias(head: Head, bias: Any, sign: int) -> Head:
         if bias.numel() != 1:
             raise ValueError(f"bias must be a number or a tensor of one element; got shape {tuple(bias.shape)}")
         value = sign * bias.reshape(()).to(head.scale.dtype)
-    return head._replace(bias=spread(value, head.classes))
+    return head._replace(bias=spread(value, head.classes()))
 
 
 def sface_loss(

@@ -17,7 +17,7 @@ def sface(head: Head, steepness: float, a: float, b: float, reduction: str) -> t
     statistics = contained.statistics.rounded()
     weight = torch.sigmoid(steepness * (theta - a)).to(head.scale.dtype)
     pull = weight * head.scale * statistics.target_cos
-    return reduce(contained.restore(statistics.neg_cos_sum - pull), head.counted, reduction)
+    return reduce(contained.restore(statistics.neg_cos_sum - pull), head.counted(), reduction)
 
 
 def sphereface2(
@@ -35,7 +35,7 @@ def sphereface2(
         psi = psi + (own - own.detach())
     positive = F.softplus(-head.logits(psi), threshold=60)
     loss = alpha * positive + (1 - alpha) * statistics.neg_cos_sum
-    return reduce(contained.restore(loss_weight / head.scale * loss), head.counted, reduction)
+    return reduce(contained.restore(loss_weight / head.scale * loss), head.counted(), reduction)
 
 
 def uniface(head: Head, m: float, negative_weight: float, reduction: str) -> torch.Tensor:
@@ -45,4 +45,4 @@ def uniface(head: Head, m: float, negative_weight: float, reduction: str) -> tor
     own = head.logits(statistics.target_cos - m)
     positive = F.softplus(-own.clamp(-head.scale, head.scale), threshold=60)
     loss = positive + negative_weight * statistics.neg_cos_sum
-    return reduce(contained.restore(loss), head.counted, reduction)
+    return reduce(contained.restore(loss), head.counted(), reduction)

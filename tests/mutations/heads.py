@@ -6,13 +6,13 @@ CHANGES = {
     "heads/losses.py": [
         Change(
             "factor of the target's class",
-            "psi = pick(self.class_scale, self.target_class) * psi",
+            "psi = pick(self.class_scale, self.target_class()) * psi",
             "pass",
             "kernels/margin_softmax/test_options::test_scale_class_scale_and_bias_are_learned[cpp-0.0-1-Tru",
         ),
         Change(
             "bias of the target's class",
-            "return logits if self.bias is None else logits + pick(self.bias, self.target_class)",
+            "return logits if self.bias is None else logits + pick(self.bias, self.target_class())",
             "return logits",
             "kernels/margin_softmax/test_options::test_scale_class_scale_and_bias_are_learned[cpp-0.0-1-Tru",
         ),
@@ -54,7 +54,7 @@ CHANGES = {
         ),
         Change(
             "smoothing: bias of the target",
-            "spread(total(bias), others.shape[0]) - pick(head.bias, head.target_class)",
+            "spread(total(bias), others.shape[0]) - pick(head.bias, head.target_class())",
             "spread(total(bias), others.shape[0])",
             "kernels/margin_softmax/test_options::test_scale_class_scale_and_bias_are_learned[cpp-0.2-1-Tru",
         ),
@@ -96,8 +96,8 @@ CHANGES = {
         ),
         Change(
             "absent rows are not correct",
-            "here = self.counted & (self.target != self.options.absent_index)",
-            "here = self.counted",
+            "here = self.counted() & (self.target != self.options.absent_index)",
+            "here = self.counted()",
             "kernels/margin_softmax/test_options::test_correct_knows_the_margins_own_scale_and_absent_rows[",
         ),
         Change(

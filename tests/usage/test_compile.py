@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from hyperkernels.distributed.head import ShardedHead
+from hyperkernels.heads import losses
+
 from .cases import FUNCTIONS, LISTED, MODULES, SIZE, N, Net, case_of, same, sample
 
 TRACED = [name for name in FUNCTIONS if name not in (*LISTED, "sampled classes")]  # whose classes are checked
@@ -16,6 +19,19 @@ IN_BLOCKS = ("CalibratedUniformityLoss", "SoftTripleLoss")
 # A sum of its options is a symbol for torch.compile with dynamic=True, whose guard on the rounded sum fails.
 ROUNDED = ("RankedListLoss",)
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def named_tuples(cls=tuple):
+    for subclass in cls.__subclasses__():
+        if subclass.__module__.startswith("hyperkernels."):
+            yield subclass
+            yield from named_tuples(subclass)
+
+
+def test_no_named_tuple_has_a_property():
+    """torch.compile of torch 2.10 traces its methods, and no property."""
+    found = [c for c in named_tuples() if any(isinstance(value, property) for value in vars(c).values())]
+    assert {losses.Head, ShardedHead} <= set(named_tuples()) and not found
 
 
 def compiled(function, **options):

@@ -152,4 +152,4 @@ class PartialFC_V2(PartialFC):
             head = head._replace(weight=_DenseGradient.apply(head.weight))
         rows, _, head = losses.margin_softmax(head, shared(margin, ~self.seed, step), "none", 0.0, "all")
         rows = rows - (rows.detach() - LARGEST_LOSS).clamp_min(0)
-        return losses.reduce(rows, head.counted, "mean")
+        return losses.reduce(rows, head.counted(), "mean")

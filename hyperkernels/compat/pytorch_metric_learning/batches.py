@@ -26,15 +26,6 @@ class Batch(NamedTuple):
     ids: torch.Tensor | None
     ref_ids: torch.Tensor | None
 
-    @property
-    def keys(self) -> torch.Tensor:
-        return self.x if self.ref is None else self.ref
-
-    @property
-    def compared(self) -> bool:
-        """With other rows than those of the batch."""
-        return self.ref is not None
-
     def arguments(self, space: Space) -> dict[str, Any]:
         """Those of a function of ``hk.mining`` or ``hk.losses``, but for the similarity."""
         ref = None if self.ref is None else space.rows(self.ref)
@@ -131,7 +122,7 @@ def sample_weights(indices: Any, batch: Batch) -> torch.Tensor | None:
     if indices is None:
         return None
     indices = on_device(indices, batch.x.device)
-    if batch.compared:  # then only anchors number the rows of the batch
+    if batch.ref is not None:  # then only anchors number the rows of the batch
         indices = indices[:1] if len(indices) == 3 else (indices[0], indices[2])
     rows = torch.cat(indices)
     counts = torch.zeros(len(batch.x), dtype=torch.int64, device=rows.device)
