@@ -179,7 +179,8 @@ class Environment:
         (major,) = re.findall(r"^cuda: .*= '(\d+)\.", (site / "torch" / "version.py").read_text(), flags=re.MULTILINE)
         shared = self.folder / f"cuda{major}"
         if not (shared / "ready").exists():
-            self.pip("--target", shared, *wanted)
+            older = [] if "curand" in " ".join(wanted) else ["nvidia-curand"]  # torch 2.15 asks for none, older ones do
+            self.pip("--target", shared, *wanted, *older)
             (shared / "ready").touch()
         if not (site / "nvidia").exists():
             (site / "nvidia").symlink_to((shared / "nvidia").resolve())
