@@ -14,6 +14,7 @@ import argparse
 import base64
 import csv
 import glob
+import hashlib
 import io
 import json
 import os
@@ -121,8 +122,6 @@ def python_of(version: str) -> str:
 
 def record_of(wheel: Path) -> tuple[str, str]:
     """The digest of all files in a wheel, by their names and not by their times; and that of the library in it."""
-    import hashlib
-
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD")]
         lines = sorted(archive.read(name).decode().splitlines())
