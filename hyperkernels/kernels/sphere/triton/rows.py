@@ -20,7 +20,7 @@ from ...triton.rows import RowBlocks, at, columns, row_blocks
 from .. import problem
 
 EPS = tl.constexpr(problem.EPS)
-PI = tl.constexpr(math.pi)  # on the right of a tensor: on its left Triton 3.8's interpreter makes a constant of both
+PI = tl.constexpr(math.pi)  # on the right of a tensor: on its left the interpreters of Triton 3.7 and 3.8 make a constant of it
 EIGHTH = tl.constexpr(math.sqrt(2) - 1)  # tan(pi / 8)
 
 
