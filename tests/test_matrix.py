@@ -56,7 +56,7 @@ def test_failures_are_named(page):
     page["rows"][0]["kinds"]["ops"] |= {"failed": 2, "failures": failures}
     text = matrix.table(page)
     assert "| 3, **2 failed** |" in text
-    assert f"- 2 of torch {ROWS[0]['torch']}, ops, `tests.test_a::test_b`: ValueError: no\n" in text
+    assert f"- 2 of torch {ROWS[0]['torch']}, ops, `tests.test_a::test_b`: `ValueError: no`\n" in text
 
 
 TESTS = """

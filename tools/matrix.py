@@ -280,11 +280,11 @@ def table(found: dict[str, Any]) -> str:
         for name, kind in kinds.items():
             for failure in kind["failures"]:
                 test, _, said = failure.partition(": ")
-                failures.setdefault(f"torch {entry['torch']}, {name}, `{test.split('[')[0]}`: {said}", []).append(test)
+                failures.setdefault(f"torch {entry['torch']}, {name}, `{test.split('[')[0]}`", []).append(said[:100])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     text += "".join(f"\n{said}\n" for said in dict.fromkeys(map(ran_on, found["rows"])))
-    text += "".join(f"\n- {len(tests)} of {what}" for what, tests in failures.items())
-    return text + ("\n" if failures else "")
+    text += "\n" if failures else ""
+    return text + "".join(f"- {len(said)} of {test}: `{said[0]}`\n" for test, said in failures.items())
 
 
 def disagreements(found: dict[str, Any]) -> list[str]:

@@ -19,8 +19,9 @@ from ...triton.math import exponent_of, grow, load, no_sums, power_of_two, quoti
 from ...triton.rows import RowBlocks, at, columns, row_blocks
 from .. import problem
 
+# On the right of a tensor: on its left the interpreters of Triton 3.7 and 3.8 make a constant of the result.
 EPS = tl.constexpr(problem.EPS)
-PI = tl.constexpr(math.pi)  # on the right of a tensor: on its left the interpreters of Triton 3.7 and 3.8 make a constant of it
+PI = tl.constexpr(math.pi)
 EIGHTH = tl.constexpr(math.sqrt(2) - 1)  # tan(pi / 8)
 
 
