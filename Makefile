@@ -4,6 +4,7 @@
 # make fuzz BUDGET=300   hostile calls of every op for so many seconds
 # make sanitize-cpu      the tests of the ops and the fuzz with the C++ kernels under the address and UB sanitizers
 # make wheels   what an installation without a compiler needs, in dist/
+# make matrix   that wheel beside each supported Python, torch and Triton: an hour at most
 # make lint | bench | clean
 # make gpu | sanitize | profile OUT=folder    on a machine with a GPU
 # make rehearse   what `make gpu` would meet, as far as a machine without a GPU can tell
@@ -20,7 +21,7 @@ TRITON := triton==3.6.0
 SOURCES := setup.py pyproject.toml hyperkernels/_version.py $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-rest fuzz sanitize-cpu wheels lint bench gpu sanitize profile rehearse clean
+.PHONY: demo test test-rest fuzz sanitize-cpu wheels matrix lint bench gpu sanitize profile rehearse clean
 
 demo: $(VENV)/built
 	$(RUN) -m examples.train_recognizer
@@ -57,6 +58,7 @@ lint: $(VENV)/ready
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 	$(RUN) -m tools.modules --check
+	$(RUN) -m tools.matrix --check
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
 
 bench: $(VENV)/built
@@ -128,6 +130,9 @@ wheels: $(VENV)/ready
 	$(RUN) -m auditwheel show dist/*-linux_*.whl
 	$(RUN) -m wheel tags --remove --platform-tag manylinux_2_28_$$(uname -m) dist/*-linux_*.whl
 	$(RUN) setup.py --quiet sdist
+
+matrix: $(VENV)/ready
+	$(RUN) -m tools.matrix
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info hyperkernels/lib*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

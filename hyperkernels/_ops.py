@@ -221,8 +221,8 @@ class _Kernels:
             try:
                 return self.overload(*flat)
             except RuntimeError as error:
-                if str(error) == "interrupted" and error.__cause__ is not None:  # Ctrl-C in the middle of a kernel
-                    raise error.__cause__ from None
+                if str(error) == "interrupted":  # Ctrl-C in the middle of a kernel; from 2.15 on torch drops the cause
+                    raise error.__cause__ or KeyboardInterrupt() from None
                 raise
 
     def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

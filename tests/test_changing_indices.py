@@ -91,7 +91,7 @@ while time.monotonic() < end:
     calls += 1
     try:
         call()
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, RuntimeError):
         refused += 1
 stop = True
 writer.join()

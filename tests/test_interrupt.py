@@ -39,9 +39,11 @@ for name, call in calls.items():
     begin = time.monotonic()
     try:
         call()
-    except (KeyboardInterrupt, RuntimeError) as error:  # of a raw op it is the cause
-        assert isinstance(error if isinstance(error, KeyboardInterrupt) else error.__cause__, KeyboardInterrupt), error
-        print(name, time.monotonic() - begin, flush=True)
+    except KeyboardInterrupt:
+        assert name in ("top k", "head")
+    except RuntimeError as error:
+        assert name in ("statistics", "gradient") and str(error) == "interrupted"  # what torch makes of a raw op's
+    print(name, time.monotonic() - begin, flush=True)
     assert torch.equal(hk.mining.topk_negatives(small, labels[:50], k=5)[0], right[0])
 """
 

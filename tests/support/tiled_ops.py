@@ -5,6 +5,7 @@ import torch
 
 import hyperkernels  # noqa: F401
 
+from . import REFUSED
 from .pair_selection_kernel_cases import make
 
 N = 128
@@ -38,7 +39,7 @@ def run(name, suffix, *tile):
 
 def check_refused(name, suffix=""):
     for size in WRONG:
-        with pytest.raises(ValueError, match=rf"row_tile must be in \[1, 4096\]; got {size}"):
+        with pytest.raises(REFUSED, match=rf"row_tile must be in \[1, 4096\]; got {size}"):
             run(name, suffix, size, 128)
-        with pytest.raises(ValueError, match=rf"column_tile must be in \[1, 4096\]; got {size}"):
+        with pytest.raises(REFUSED, match=rf"column_tile must be in \[1, 4096\]; got {size}"):
             run(name, suffix, 128, size)

@@ -89,8 +89,11 @@ def test_any_shape_dim_stride_and_eps(shape, data, dtype, eps, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_extreme_rows(dtype, magnitude, eps):
     x = ((torch.rand(3, 512, dtype=torch.float64) + 0.5) / 1.6 * magnitude).to(dtype)
+    if eps == 0 and not x.any():  # 0 / 0, of which F.normalize gives other gradients from torch 2.14 on
+        assert all(v.isnan().all() for v in with_grad(lambda v: hk.unit_norm(v, eps=eps), x, torch.ones_like(x)))
+        return
     y, _ = check(x, eps=eps)
-    if magnitude > 1e-11 or (eps == 0 and x.any()):
+    if magnitude > 1e-11 or eps == 0:
         torch.testing.assert_close(y.double().norm(dim=1), torch.ones(3, dtype=torch.float64), rtol=1e-2, atol=0)
 
 

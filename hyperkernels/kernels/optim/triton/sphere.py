@@ -59,7 +59,7 @@ def _start(point_ptr, gradient_ptr, unscale, rows, blocks):
         squares = squares * factor * factor + _total(point * point)
         product = product * factor + _total(point * gradient)
     norm, unit = root(squares), power_of_two(-exponent, squares.dtype)
-    short = norm < EPS * unit
+    short = norm < unit * EPS
     inverse = tl.where(short, 0.0, _reciprocal(tl.where(short, 1.0, norm)))
     return inverse * unit, product * inverse * unscale
 

@@ -148,7 +148,7 @@ def _share(t_ptr, row, there, angle, KIND: tl.constexpr):
 def _opposite_share(t, grad_x, grad_axis, coordinate, inverse):
     """dt between opposite points; grad_axis: the gradient on the axis of the crossing."""
     s, c = sine_and_cosine(t * PI)
-    return PI * (c * inverse * (grad_axis - coordinate * grad_x) - s * grad_x)
+    return (c * inverse * (grad_axis - coordinate * grad_x) - s * grad_x) * PI
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -19,6 +19,7 @@ from ...triton.math import exponent_of, grow, load, no_sums, power_of_two, quoti
 from ...triton.rows import RowBlocks, at, columns, row_blocks
 from .. import problem
 
+# On the right of a tensor: on its left the interpreters of Triton 3.7 and 3.8 make a constant of the result.
 EPS = tl.constexpr(problem.EPS)
 PI = tl.constexpr(math.pi)
 EIGHTH = tl.constexpr(math.sqrt(2) - 1)  # tan(pi / 8)
@@ -53,7 +54,7 @@ def twice_arc_tangent(a, b):
     """2 atan2(a, b) of a, b >= 0."""
     terms: tl.constexpr = 20 if a.dtype == tl.float64 else 8
     below, above = tl.where(a <= b, a, b), tl.where(a <= b, b, a)
-    turned = below > EIGHTH * above
+    turned = below > above * EIGHTH
     divisor = tl.where(turned, below + above, above)
     x = quotient(tl.where(turned, below - above, below), tl.where(divisor == 0, 1.0, divisor))
     square = x * x
@@ -61,7 +62,7 @@ def twice_arc_tangent(a, b):
     for i in tl.static_range(terms):
         series = 1.0 / (2 * (terms - i) - 1) - series * square
     arc = 2.0 * x * series + turned.to(x.dtype) * (PI / 2)
-    return tl.where(a <= b, arc, PI - arc)
+    return tl.where(a <= b, arc, -arc + PI)
 
 
 class RowPair(NamedTuple):
@@ -77,7 +78,7 @@ class RowPair(NamedTuple):
 def reciprocal_length(total, exponent):
     """1 / |x| in units of 2^-exponent, of the sum of squares in units of 4^exponent; 0 where |x| < EPS."""
     norm = root(total)
-    short = norm < EPS * power_of_two(-exponent, total.dtype)
+    short = norm < power_of_two(-exponent, total.dtype) * EPS
     return tl.where(short, 0.0, quotient(1.0, tl.where(short, 1.0, norm)))
 
 
