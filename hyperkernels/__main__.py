@@ -1,4 +1,4 @@
-"""``python -m hyperkernels``: which kernels serve which device, what to type where they are missing, and the details."""
+"""``python -m hyperkernels``: what serves which device, what to type where kernels are missing, and the details."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ def _summary() -> list[str]:
     except RuntimeError as error:
         return [f"Error: {error}."]
     if _native.OBSTACLE is not None:
-        lines.append(
-            f"C++ kernels are faster on a CPU and take less memory. To build them, in the sources: {_native.BUILD_COMMAND}"
-        )
+        faster = "C++ kernels are faster on a CPU and take less memory."
+        lines.append(f"{faster} To build them, in the sources: {_native.BUILD_COMMAND}")
     if _backend.triton_obstacle() is not None and gpus:
         oldest = ".".join(map(str, _backend.OLDEST_TRITON))
         lines.append(f"Triton kernels are faster on a GPU and take less memory: pip install 'triton>={oldest}'")
