@@ -147,7 +147,7 @@ def check_sums(name, gradient, alone):
         own, bias = x[part].clone().requires_grad_(), torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
         head, _ = one.head(own, target[part], one.draws)
         if name != "sface":
-            head = head._replace(bias=bias.expand(head.classes))
+            head = head._replace(bias=bias.expand(head.classes()))
         loss = {
             "sface": lambda head: sums.sface(head, 20.0, 0.8, 1.2, "mean"),
             "sphereface2": lambda head: sums.sphereface2(head, 0.7, 0.4, 3, 5.0, gradient, "mean"),
