@@ -64,16 +64,21 @@ struct Row {
   HK_INLINE A tangent(int64_t k) const { return slope(k) - radial * start(k); }
 };
 
+enum class Change { kTangent, kMomentum, kNesterov };
+
 // The straight way from the start, which the retraction brings back to the sphere.
-template <bool has_momentum, class A>
+template <Change change, class A>
 struct Path {
   Row<A> row;
   A rate;
-  A of_tangent, of_momentum;  // what the change is made of
+  A share;  // of the momentum in Nesterov's change
 
   HK_INLINE A end(int64_t k) const {
-    if constexpr (!has_momentum) return row.start(k) - rate * row.tangent(k);
-    return row.start(k) - rate * (of_tangent * row.tangent(k) + of_momentum * row.momentum[k]);
+    if constexpr (change == Change::kTangent) return row.start(k) - rate * row.tangent(k);
+    if constexpr (change == Change::kMomentum) return row.start(k) - rate * row.momentum[k];
+    if constexpr (change == Change::kNesterov) {
+      return row.start(k) - rate * (row.tangent(k) + share * row.momentum[k]);
+    }
   }
 
   struct Sums {
@@ -85,7 +90,7 @@ struct Path {
     const simd::Sums total = simd::sums<T>(row.dim, [&](int64_t k, T& squares, T& along, T&, T&) HK_LAMBDA {
       const T y = end(k);
       squares += y * y;
-      if constexpr (has_momentum) along += y * row.momentum[k];
+      if constexpr (change != Change::kTangent) along += y * row.momentum[k];
     });
     return {total.a, total.b};
   }
@@ -96,7 +101,7 @@ struct Path {
     for (int64_t k = 0; k < row.dim; ++k) {
       const T y = end(k) * inverse;
       row.point[k] = A(y);
-      if constexpr (has_momentum) row.momentum[k] = A(row.momentum[k] - along * y);
+      if constexpr (change != Change::kTangent) row.momentum[k] = A(row.momentum[k] - along * y);
     }
   }
 
@@ -120,7 +125,7 @@ struct Path {
   HK_RARE void stay() const {
     for (int64_t k = 0; k < row.dim; ++k) {
       row.point[k] = row.start(k);
-      if constexpr (has_momentum) row.momentum[k] = 0;
+      if constexpr (change != Change::kTangent) row.momentum[k] = 0;
     }
   }
 };
@@ -135,14 +140,18 @@ struct SphereSgdRows {
       const bool first = vectors->step[i] == 0;
       vectors->step[i] = next_step(vectors->step[i]);
       if (row.momentum == nullptr) {
-        Path<false, A>{row, lr, 1, 0}.follow();
+        Path<Change::kTangent, A>{row, lr, 0}.follow();
       } else {
 #pragma omp simd
         for (int64_t k = 0; k < row.dim; ++k) {
           const A before = first ? row.slope(k) : row.momentum[k];
           row.momentum[k] = momentum * before + taken * row.tangent(k);
         }
-        Path<true, A>{row, lr, A(o->nesterov ? 1 : 0), o->nesterov ? momentum : A(1)}.follow();
+        if (o->nesterov) {
+          Path<Change::kNesterov, A>{row, lr, momentum}.follow();
+        } else {
+          Path<Change::kMomentum, A>{row, lr, 0}.follow();
+        }
       }
       vectors->points.finish(i, row.point, row.dim);
     }
@@ -178,7 +187,7 @@ struct SphereAdamRows {
         vectors->largest[i] = A(square);
       }
       const double divisor = std::sqrt(square / correction) + o->eps;
-      Path<true, A>{row, A(divisor == 0 ? 0 : size / divisor), 0, 1}.follow();
+      Path<Change::kMomentum, A>{row, A(divisor == 0 ? 0 : size / divisor), 0}.follow();
       vectors->points.finish(i, row.point, row.dim);
     }
   }
