@@ -2,7 +2,7 @@
 // processor has is picked at run time.
 //
 // A kernel is a struct with a static always-inline template `run`. `simd::run<Kernel>(args...)` calls its best version:
-// once for a range of rows or a tile, never inside its loops.
+// once for a range of rows, a tile or a row that is copied, never for each number.
 #pragma once
 
 #include <cstdint>

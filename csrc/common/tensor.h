@@ -119,10 +119,6 @@ inline void check_cpu(const Tensor& tensor, const char* name) {
   HK_CHECK_VALUE(tensor.is_cpu(), name, " must be on the cpu");
 }
 
-[[noreturn]] inline void refuse_storage(const char* name, Dtype dtype) {
-  refuse<std::invalid_argument>(name, " must have dtype float64, float32, bfloat16 or float16; got ", name_of(dtype));
-}
-
 // Calls f with a value of the type that the tensor `name` of this dtype is stored in.
 template <class F>
 auto with_storage(Dtype dtype, const char* name, F f) {
@@ -136,23 +132,15 @@ auto with_storage(Dtype dtype, const char* name, F f) {
     case Dtype::Half:
       return f(simd::Half());
     default:
-      refuse_storage(name, dtype);
+      refuse<std::invalid_argument>(name, " must have dtype float64, float32, bfloat16 or float16; got ",
+                                    name_of(dtype));
   }
 }
 
 // Calls f with a value of the type in which such a tensor is computed.
 template <class F>
 auto with_accumulator(Dtype dtype, const char* name, F f) {
-  switch (dtype) {
-    case Dtype::Double:
-      return f(double());
-    case Dtype::Float:
-    case Dtype::BFloat16:
-    case Dtype::Half:
-      return f(float());
-    default:
-      refuse_storage(name, dtype);
-  }
+  return with_storage(dtype, name, [&](auto storage) { return f(Accumulate<decltype(storage)>()); });
 }
 
 inline Stored stored_as(Dtype dtype) {
