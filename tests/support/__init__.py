@@ -19,7 +19,7 @@ REPORT: list[str] = []
 
 # What torch makes of an op's refusal of a value, which public functions have checked before: from 2.15 on it leaves C++
 # no error of its own but IndexError.
-REFUSED = ValueError if torch.__version__ < (2, 15) else (ValueError, RuntimeError)
+REFUSED = (ValueError,) if torch.__version__ < (2, 15) else (ValueError, RuntimeError)
 
 
 def report(line: str) -> None:
