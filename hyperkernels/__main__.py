@@ -34,7 +34,7 @@ def _summary() -> list[str]:
         return [f"Error: {error}."]
     if _native.OBSTACLE is not None:
         faster = "C++ kernels are faster on a CPU and take less memory."
-        lines.append(f"{faster} To build them, in the sources: {_native.BUILD_COMMAND}")
+        lines.append(f"{faster} To build them, run in the source folder: {_native.BUILD_COMMAND}")
     if _backend.triton_obstacle() is not None and gpus:
         oldest = ".".join(map(str, _backend.OLDEST_TRITON))
         lines.append(f"Triton kernels are faster on a GPU and take less memory: pip install 'triton>={oldest}'")

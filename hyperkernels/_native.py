@@ -14,7 +14,7 @@ import torch
 CAPABILITY_VARIABLE = "HYPERKERNELS_CPU_CAPABILITY"
 PATH = Path(os.environ.get("HYPERKERNELS_LIBRARY", Path(__file__).with_name("libhyperkernels.so")))
 
-# What builds the library, in a checkout and in the sources of an installed package.
+# What builds the library, typed in the source folder. An installed package is replaced.
 _IN_PLACE = Path(__file__).parents[1].joinpath("setup.py").exists()
 BUILD_COMMAND = "pip install --no-build-isolation " + ("-e ." if _IN_PLACE else "--force-reinstall --no-deps .")
 
@@ -22,13 +22,16 @@ BUILD_COMMAND = "pip install --no-build-isolation " + ("-e ." if _IN_PLACE else 
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or None and why."""
     if not PATH.exists():
-        return None, f"the library of C++ kernels is not there; in its sources: {BUILD_COMMAND}"
+        return None, f"the C++ kernels are not built; to build them, run in the source folder: {BUILD_COMMAND}"
     try:
         torch.ops.load_library(PATH)
         library = ctypes.CDLL(str(PATH))
     except OSError as error:
         cause = error.__cause__ or error
-        return None, f"the library of C++ kernels does not load ({cause}); in its sources: {BUILD_COMMAND}"
+        return (
+            None,
+            f"the C++ kernels do not load ({cause}); to build them again, run in the source folder: {BUILD_COMMAND}",
+        )
     library.hyperkernels_fact.restype = ctypes.c_char_p
     return library, None
 
